@@ -1,0 +1,71 @@
+/* rmsp_dispatch.c: chooses a table of kernels once, at import; a caller may choose another. */
+#include <string.h>
+
+#include "rmsp_isa.h"
+
+#if defined(_MSC_VER) && (defined(RMSP_HAVE_AVX2) || defined(RMSP_HAVE_AVX512))
+#include <immintrin.h>
+#include <intrin.h>
+
+/* What gcc's __builtin_cpu_supports answers: the processor has the bits and the system saves the registers. */
+static int cpu_bits(int reg, unsigned bits, unsigned long long saved)
+{
+    int info[4];
+    __cpuid(info, 1);
+    if (!(info[2] & (1 << 27)) || (_xgetbv(0) & saved) != saved) return 0;
+    __cpuidex(info, 7, 0);
+    return ((unsigned)info[reg] & bits) == bits;
+}
+#define HAS_AVX2 cpu_bits(1, 1u << 5, 0x6)
+#define HAS_AVX512 cpu_bits(1, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, 0xe6)
+#define HAS_FAST_AVX512 cpu_bits(2, 1u << 6, 0xe6)
+#elif defined(RMSP_HAVE_AVX2) || defined(RMSP_HAVE_AVX512)
+#define HAS_AVX2 __builtin_cpu_supports("avx2")
+#define HAS_AVX512                                                                                                    \
+    (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") && \
+     __builtin_cpu_supports("avx512dq"))
+/* VBMI2 came with Ice Lake; before it 512-bit registers gain nothing here and lower the clock. */
+#define HAS_FAST_AVX512 __builtin_cpu_supports("avx512vbmi2")
+#endif
+
+#define MAX_ISAS 3
+static const rmsp_isa *available[MAX_ISAS] = {&rmsp_isa_baseline}; /* best first */
+static int available_count = 1;
+static const rmsp_isa *active = &rmsp_isa_baseline;
+
+void rmsp_isa_init(void)
+{
+    int count = 0;
+#ifdef RMSP_HAVE_AVX512
+    const int fast_avx512 = HAS_AVX512 && HAS_FAST_AVX512;
+    if (fast_avx512) available[count++] = &rmsp_isa_avx512;
+#endif
+#ifdef RMSP_HAVE_AVX2
+    if (HAS_AVX2) available[count++] = &rmsp_isa_avx2;
+#endif
+#ifdef RMSP_HAVE_AVX512
+    if (HAS_AVX512 && !fast_avx512) available[count++] = &rmsp_isa_avx512;
+#endif
+    available[count++] = &rmsp_isa_baseline;
+    active = available[0];
+    available_count = count;
+}
+
+int rmsp_isa_count(void) { return available_count; }
+
+const char *rmsp_isa_name(int index) { return available[index]->name; }
+
+const char *rmsp_isa_active(void) { return active->name; }
+
+int rmsp_isa_use(const char *name)
+{
+    for (int i = 0; i < available_count; i++) {
+        if (strcmp(available[i]->name, name) == 0) {
+            active = available[i];
+            return 0;
+        }
+    }
+    return -1;
+}
+
+rmsp_step_fn *rmsp_step(rmsp_dtype dtype, int variant) { return active->step[dtype][variant]; }

@@ -1,0 +1,24 @@
+/* rmsp_isa.h: the table of kernels that one instruction set exports; internal to the library.
+ *
+ * rmsp_kernels.c is compiled once per instruction set and exports nothing but this table: a function with
+ * external linkage compiled for AVX-512 could be picked by the linker for everyone, and crash older machines.
+ */
+#ifndef RMSP_ISA_H
+#define RMSP_ISA_H
+
+#include "rmsp.h"
+
+typedef struct rmsp_isa {
+    const char *name;
+    rmsp_step_fn *step[RMSP_DTYPE_COUNT][RMSP_VARIANT_COUNT];
+} rmsp_isa;
+
+extern const rmsp_isa rmsp_isa_baseline;
+#ifdef RMSP_HAVE_AVX2
+extern const rmsp_isa rmsp_isa_avx2;
+#endif
+#ifdef RMSP_HAVE_AVX512
+extern const rmsp_isa rmsp_isa_avx512;
+#endif
+
+#endif

@@ -1,0 +1,69 @@
+/* rmsp_kernel.inc.h: THE formula: one loop, a template over the element type.
+ *
+ * Parameters, defined by the includer and undefined here:
+ *   T          the element type, float or double
+ *   SQRT       its square root
+ *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_step_avx2_f32_ ## x
+ *
+ * momentum, centered and l2 are constants in every instance, so that the branches on them vanish; a flag known
+ * only at run time would stop the vectoriser, which costs 8x. The order of operations is the specification:
+ * nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in NumPy.
+ */
+static RMSP_ALWAYS_INLINE void NAME(body)(const rmsp_momentum momentum, const int centered, const int l2,
+                                          const size_t n, T *restrict param, const T *restrict grad,
+                                          T *restrict square_avg, T *restrict momentum_buffer, T *restrict grad_avg,
+                                          const rmsp_coef *const coef)
+{
+    const T grad_scale = (T)coef->grad_scale;
+    const T clip_value = (T)coef->clip_value;
+    const T weight_decay = (T)coef->weight_decay;
+    const T rho = (T)coef->rho;
+    const T one_minus_rho = (T)coef->one_minus_rho;
+    const T bias_correction = (T)coef->bias_correction;
+    const T eps_inside = (T)coef->eps_inside;
+    const T eps_outside = (T)coef->eps_outside;
+    const T lr_in = (T)coef->lr_in;
+    const T mu = (T)coef->momentum;
+    const T shrink = (T)coef->shrink;
+    const T lr_out = (T)coef->lr_out;
+
+    for (size_t i = 0; i < n; i++) {
+        const T p = param[i];
+        T g = grad_scale * grad[i];
+        g = clip_value < g ? clip_value : g; /* in this form a NaN stays */
+        g = -clip_value > g ? -clip_value : g;
+        if (l2) g = g + weight_decay * p;
+
+        const T v = rho * square_avg[i] + (one_minus_rho * g) * g;
+        T d = bias_correction * v;
+        if (centered) {
+            const T a = rho * grad_avg[i] + one_minus_rho * g;
+            const T mean = bias_correction * a;
+            grad_avg[i] = a;
+            d = d - mean * mean;
+            d = d < 0 ? 0 : d; /* rounding alone takes a constant gradient below 0 */
+        }
+        const T r = SQRT(d + eps_inside) + eps_outside;
+
+        T u = (lr_in * g) / r;
+        if (momentum != RMSP_MOMENTUM_NONE) {
+            const T b = mu * momentum_buffer[i] + u;
+            momentum_buffer[i] = b;
+            u = momentum == RMSP_MOMENTUM_NESTEROV ? u + mu * b : b;
+        }
+        square_avg[i] = v;
+        param[i] = shrink * p - lr_out * u;
+    }
+}
+
+#define RMSP_DEFINE(variant, momentum, centered, l2)                                                            \
+    static void NAME(variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
+                              void *grad_avg, const rmsp_coef *coef)                                            \
+    {                                                                                                           \
+        NAME(body)(momentum, centered, l2, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);        \
+    }
+RMSP_VARIANTS(RMSP_DEFINE)
+#undef RMSP_DEFINE
+#undef T
+#undef SQRT
+#undef NAME

@@ -1,0 +1,101 @@
+/* rmsp_strided.c: a step over arrays of any layout: gather a block, step it, scatter it.
+ *
+ * Only the copies know of strides; the step is the ordinary kernel on a contiguous block, so that every layout
+ * gives the same bits. A block is read whole before any of it is written, hence outputs may be the inputs.
+ */
+#include <string.h>
+
+#include "rmsp.h"
+
+/* Elements of a block: five blocks of doubles take 20 KiB, well within a first-level cache. */
+#define BLOCK 512
+
+/* A place in the order of a layout. */
+typedef struct cursor {
+    size_t index[RMSP_MAX_NDIM];
+} cursor;
+
+static void cursor_seek(cursor *at, const rmsp_layout *layout, size_t start)
+{
+    for (int axis = layout->ndim - 1; axis >= 0; axis--) {
+        at->index[axis] = start % layout->shape[axis];
+        start /= layout->shape[axis];
+    }
+}
+
+/* The elements that follow `at` on its fastest axis, at most `limit`. */
+static size_t cursor_run(const cursor *at, const rmsp_layout *layout, size_t limit)
+{
+    const int last = layout->ndim - 1;
+    const size_t left = layout->shape[last] - at->index[last];
+    return left < limit ? left : limit;
+}
+
+static void cursor_advance(cursor *at, const rmsp_layout *layout, size_t run)
+{
+    int axis = layout->ndim - 1;
+    at->index[axis] += run;
+    while (axis > 0 && at->index[axis] == layout->shape[axis]) {
+        at->index[axis] = 0;
+        at->index[--axis] += 1;
+    }
+}
+
+static ptrdiff_t cursor_offset(const cursor *at, const rmsp_layout *layout, int array)
+{
+    ptrdiff_t offset = 0;
+    for (int axis = 0; axis < layout->ndim; axis++) {
+        offset += (ptrdiff_t)at->index[axis] * layout->stride[array][axis];
+    }
+    return offset;
+}
+
+static void copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride)
+{
+    if (to_stride == (ptrdiff_t)size && from_stride == (ptrdiff_t)size) {
+        memcpy(to, from, n * size);
+    } else if (size == sizeof(float)) {
+        for (size_t i = 0; i < n; i++, to += to_stride, from += from_stride) memcpy(to, from, sizeof(float));
+    } else {
+        for (size_t i = 0; i < n; i++, to += to_stride, from += from_stride) memcpy(to, from, sizeof(double));
+    }
+}
+
+void rmsp_strided_step(rmsp_step_fn *step, rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
+                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], const rmsp_coef *coef)
+{
+    const size_t size = dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
+    const ptrdiff_t unit = (ptrdiff_t)size;
+    const int last = layout->ndim - 1;
+    double block[RMSP_ARRAY_COUNT][BLOCK];
+    cursor begin, at;
+
+    cursor_seek(&begin, layout, start);
+    while (count > 0) {
+        const size_t n = count < BLOCK ? count : BLOCK;
+        size_t done, run = 0;
+
+        for (at = begin, done = 0; done < n; done += run, cursor_advance(&at, layout, run)) {
+            run = cursor_run(&at, layout, n - done);
+            for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+                if (in[k] == NULL) continue;
+                copy_strided(run, size, (char *)block[k] + done * size, unit,
+                             (const char *)in[k] + cursor_offset(&at, layout, k), layout->stride[k][last]);
+            }
+        }
+
+        step(n, block[RMSP_PARAM], block[RMSP_GRAD], block[RMSP_SQUARE_AVG], block[RMSP_MOMENTUM_BUFFER],
+             block[RMSP_GRAD_AVG], coef);
+
+        for (at = begin, done = 0; done < n; done += run, cursor_advance(&at, layout, run)) {
+            run = cursor_run(&at, layout, n - done);
+            for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+                if (k == RMSP_GRAD || out[k] == NULL) continue;
+                copy_strided(run, size, (char *)out[k] + cursor_offset(&at, layout, k), layout->stride[k][last],
+                             (const char *)block[k] + done * size, unit);
+            }
+        }
+        begin = at;
+        count -= n;
+    }
+}
