@@ -1,0 +1,181 @@
+"""Leaves and their paths: nested dicts, lists, tuples, namedtuples and dataclasses of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Tree", "flatten"]
+
+LEAF, EMPTY, DICT, SEQUENCE, FIELDS = range(5)
+
+
+class Tree:
+    """The structure of a tree, without its leaves.
+
+    Attributes
+    ----------
+    kind : int
+        LEAF, EMPTY (a None among the parameters), DICT, SEQUENCE (list, tuple, namedtuple) or FIELDS (dataclass).
+    container : type or None
+        The type that held the children.
+    keys : tuple
+        Keys, indices or field names, one a child.
+    children : tuple of Tree
+    flat : bool
+        Whether every child is a leaf.
+    size : int
+        The number of leaves below.
+    """
+
+    __slots__ = ("children", "container", "flat", "keys", "kind", "size")
+
+    def __init__(
+        self,
+        kind: int,
+        container: type | None = None,
+        keys: tuple[Any, ...] = (),
+        children: tuple[Tree, ...] = (),
+    ) -> None:
+        self.kind = kind
+        self.container = container
+        self.keys = keys
+        self.children = children
+        self.flat = all(child.kind == LEAF for child in children)
+        self.size: int = 1 if kind == LEAF else sum(child.size for child in children)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tree, (self.kind, self.container, self.keys, self.children)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tree) and self.__reduce__()[1] == other.__reduce__()[1]
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def paths(self, prefix: str = "") -> Iterator[str]:
+        """The path of each leaf, keys joined by dots: ``"layer1.w"``, ``"0"``; ``""`` for a lone array."""
+        if self.kind == LEAF:
+            yield prefix
+        names = getattr(self.container, "_fields", self.keys)
+        for name, child in zip(names, self.children, strict=True):
+            yield from child.paths(join(prefix, name))
+
+    def leaves(self, tree: Any, what: str = "gradient", prefix: str = "") -> Iterator[Any]:
+        """The leaves of `tree`, which must have this structure.
+
+        Parameters
+        ----------
+        tree : array or nested container
+            Dicts are matched by key, lists and tuples by position, dataclasses by their type.
+        what : str
+            What to call a leaf in messages.
+        prefix : str
+            The path of `tree`.
+
+        Yields
+        ------
+        object
+            A leaf, in the order of the parameters; whatever it is, it is not looked into.
+
+        Raises
+        ------
+        ValueError
+            If the structure differs; the message names the place and both sides.
+        """
+        if self.kind == LEAF:
+            yield tree
+        elif self.kind == EMPTY:
+            if tree is not None:
+                raise ValueError(f"{what} {prefix!r} is a {type(tree).__name__}, its parameter is None")
+        else:
+            self._check_container(tree, what, prefix)
+            for key, child in zip(self.keys, self.children, strict=True):
+                value = getattr(tree, key) if self.kind == FIELDS else tree[key]
+                yield from child.leaves(value, what, join(prefix, key))
+
+    def _check_container(self, tree: Any, what: str, prefix: str) -> None:
+        assert self.container is not None
+        where = f"{what}s" + (f" at {prefix!r}" if prefix else "")
+        alike: Any = {DICT: dict, SEQUENCE: (list, tuple), FIELDS: self.container}[self.kind]
+        if not isinstance(tree, alike):
+            raise ValueError(f"{where} are a {type(tree).__name__}, the parameters a {self.container.__name__}")
+        if self.kind == DICT and tree.keys() != set(self.keys):
+            missing = [key for key in self.keys if key not in tree]
+            extra = [key for key in tree if key not in self.keys]
+            raise ValueError(
+                f"{where} do not have the keys of the parameters: missing {missing}, not known {extra} "
+                "(a parameter without a gradient has None)"
+            )
+        if self.kind == SEQUENCE and len(tree) != len(self.keys):
+            raise ValueError(
+                f"{where} are {len(tree)}, the parameters {len(self.keys)} (a parameter without a gradient has None)"
+            )
+
+    def unflatten(self, leaves: Iterator[Any]) -> Any:
+        """The tree of this structure over `leaves`."""
+        if self.kind == LEAF:
+            return next(leaves)
+        if self.kind == EMPTY:
+            return None
+        assert self.container is not None
+        values = [child.unflatten(leaves) for child in self.children]
+        if self.kind == DICT:
+            return dict(zip(self.keys, values, strict=True))
+        if self.kind == FIELDS:
+            new: Any = object.__new__(self.container)
+            for key, value in zip(self.keys, values, strict=True):
+                object.__setattr__(new, key, value)
+            return new
+        if hasattr(self.container, "_fields"):
+            return self.container(*values)
+        return values if issubclass(self.container, list) else tuple(values)
+
+
+def flatten(tree: Any) -> tuple[list[Any], Tree]:
+    """The leaves of a tree and its structure.
+
+    Parameters
+    ----------
+    tree : array or nested dict, list, tuple, namedtuple or dataclass
+        Anything that is none of these containers is a leaf, except None, which holds no leaf.
+
+    Returns
+    -------
+    leaves : list
+        In the order of the containers.
+    structure : Tree
+
+    Examples
+    --------
+    >>> leaves, structure = flatten({"layer1": {"w": 1.0, "b": 2.0}, "scale": [3.0]})
+    >>> leaves
+    [1.0, 2.0, 3.0]
+    >>> list(structure.paths())
+    ['layer1.w', 'layer1.b', 'scale.0']
+    """
+    leaves: list[Any] = []
+    return leaves, _structure(tree, leaves)
+
+
+def _structure(tree: Any, leaves: list[Any]) -> Tree:
+    if tree is None:
+        return Tree(EMPTY)
+    if isinstance(tree, dict):
+        kind, keys, values = DICT, tuple(tree), list(tree.values())
+    elif isinstance(tree, list | tuple):
+        kind, keys, values = SEQUENCE, tuple(range(len(tree))), list(tree)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        kind, keys = FIELDS, tuple(field.name for field in dataclasses.fields(tree))
+        values = [getattr(tree, key) for key in keys]
+    else:
+        leaves.append(tree)
+        return Tree(LEAF)
+    return Tree(kind, type(tree), keys, tuple(_structure(value, leaves) for value in values))
+
+
+def join(prefix: str, name: object) -> str:
+    """The path of child `name` of the place `prefix`."""
+    return f"{prefix}.{name}" if prefix else str(name)
