@@ -1,0 +1,25 @@
+"""The RMSProp optimizer step for NumPy: fused, vectorised, the same to the bit everywhere."""
+
+from importlib.metadata import version as _version
+
+from rmsprop_native.functional import update, update_
+from rmsprop_native.optimizer import RMSProp
+from rmsprop_native.options import Options
+from rmsprop_native.runtime import isa, num_threads, set_num_threads, show_config, use_isa
+from rmsprop_native.state import State, init
+
+__version__ = _version("rmsprop_native")
+
+__all__ = [
+    "Options",
+    "RMSProp",
+    "State",
+    "init",
+    "isa",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+    "update",
+    "update_",
+    "use_isa",
+]

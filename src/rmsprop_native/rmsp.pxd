@@ -1,0 +1,67 @@
+# rmsp.h, mirrored once.
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint32_t
+
+
+cdef extern from "rmsp.h" nogil:
+    ctypedef enum rmsp_dtype:
+        RMSP_F32
+        RMSP_F64
+
+    ctypedef enum rmsp_momentum:
+        RMSP_MOMENTUM_NONE
+        RMSP_MOMENTUM_CLASSIC
+        RMSP_MOMENTUM_NESTEROV
+
+    int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2) noexcept
+
+    ctypedef struct rmsp_coef:
+        double grad_scale
+        double clip_value
+        double weight_decay
+        double rho
+        double one_minus_rho
+        double bias_correction
+        double eps_inside
+        double eps_outside
+        double lr_in
+        double momentum
+        double shrink
+        double lr_out
+
+    ctypedef struct rmsp_group:
+        int variant
+        rmsp_coef coef
+
+    enum:
+        RMSP_PARAM
+        RMSP_GRAD
+        RMSP_SQUARE_AVG
+        RMSP_MOMENTUM_BUFFER
+        RMSP_GRAD_AVG
+        RMSP_ARRAY_COUNT
+        RMSP_MAX_NDIM
+
+    ctypedef struct rmsp_layout:
+        int ndim
+        size_t shape[65]
+        ptrdiff_t stride[5][65]
+
+    ctypedef struct rmsp_leaf:
+        void *array[5]
+        size_t n
+        const rmsp_layout *layout
+        uint32_t group
+        uint32_t dtype
+
+    void rmsp_plan_run(const rmsp_leaf *leaves, size_t leaf_count, const rmsp_group *groups, int threads) noexcept
+    size_t rmsp_grain
+    const size_t RMSP_SPAN
+    int rmsp_max_threads() noexcept
+    int rmsp_has_openmp() noexcept
+
+    void rmsp_isa_init() noexcept
+    int rmsp_isa_count() noexcept
+    const char *rmsp_isa_name(int index) noexcept
+    const char *rmsp_isa_active() noexcept
+    int rmsp_isa_use(const char *name) noexcept
