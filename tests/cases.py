@@ -1,0 +1,77 @@
+"""The one list of cases that feeds tests and benchmarks: dtypes, variants, options, sizes, and hard numbers."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from rmsprop_native import _core
+from rmsprop_native.options import Options
+
+DTYPES = {"f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+
+MOMENTUM = {"": {}, "momentum": {"momentum": 0.9}, "nesterov": {"momentum": 0.9, "nesterov": True}}
+CENTERED = {"": {}, "centered": {"centered": True}}
+L2 = {"": {}, "l2": {"weight_decay": 0.03}}
+
+# Every compiled loop, under its name in the C library, with options that select it.
+VARIANTS = {
+    "_".join(filter(None, names)) or "plain": {key: value for part in parts for key, value in part.items()}
+    for (names, parts) in (
+        zip(*combination, strict=True)
+        for combination in itertools.product(MOMENTUM.items(), CENTERED.items(), L2.items())
+    )
+}
+VARIANTS = {name if name != "l2" else "plain_l2": options for name, options in VARIANTS.items()}
+
+# Every option that is a coefficient, so that it must work with every variant.
+NUMBERS = {
+    "eps_inside": {"eps_inside_sqrt": True, "eps": 1e-7},
+    "eps_0": {"eps": 0.0},
+    "decoupled": {"weight_decay": 0.02, "decoupled_weight_decay": True},
+    "clip_value": {"clip_value": 0.05},
+    "bias_correction": {"bias_correction": True},
+    "maximize": {"maximize": True},
+    "initial_square_avg": {"initial_square_avg": 1.0},
+    "lr_in_momentum": {"lr_in_momentum": True},
+    "lr_0": {"lr": 0.0},
+    "rho_0": {"rho": 0.0},
+}
+
+# Bytes of a vector register.
+ISAS = {name: {"baseline": 16, "avx2": 32, "avx512": 64}[name] for name in _core.isas()}
+
+
+def sizes(isa: str, dtype: np.dtype) -> dict[str, int]:
+    """Sizes around the width W of a vector and the length of a span, under their names."""
+    w, span = ISAS[isa] // dtype.itemsize, _core.SPAN
+    return {
+        "0": 0,
+        "1": 1,
+        "W-1": w - 1,
+        "W": w,
+        "W+1": w + 1,
+        "4W+3": 4 * w + 3,
+        "span-1": span - 1,
+        "span": span,
+        "span+1": span + 1,
+    }
+
+
+def hard_numbers(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Numbers of all magnitudes, with zeros, subnormals, huge ones, infinities and NaN among them."""
+    info = np.finfo(dtype)
+    numbers = rng.standard_normal(shape) * 10.0 ** rng.integers(-6, 3, shape)
+    special = [0.0, -0.0, info.smallest_subnormal, -info.tiny / 2, info.max / 2, -info.max, np.inf, -np.inf, np.nan]
+    numbers = np.where(rng.random(shape) < 0.1, rng.choice(special, shape), numbers)
+    with np.errstate(all="ignore"):
+        return numbers.astype(dtype)
+
+
+def options_of(*parts: dict) -> Options:
+    """The options that several cases make together; the default lr is one that shows in the bits."""
+    merged = {"lr": 0.03}
+    for part in parts:
+        merged |= part
+    return Options(**merged)

@@ -1,0 +1,148 @@
+"""The compiled loops: every one gives the bits of the reference, and is vectorised."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+
+import numpy as np
+import pytest
+from cases import DTYPES, ISAS, NUMBERS, VARIANTS, hard_numbers, options_of, sizes
+from conftest import Twin
+
+import rmsprop_native as rms
+from rmsprop_native import _core
+from rmsprop_native.state import State
+
+# Starts of an array within a cache line, in elements.
+OFFSETS = (0, 1, 3, 7)
+
+
+def at_offset(values, offset):
+    """A copy of `values` that starts `offset` elements into a cache line."""
+    size = values.size * values.itemsize
+    memory = np.empty(size + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + offset * values.itemsize
+    array = memory[start : start + size].view(values.dtype)
+    array[...] = values
+    return array
+
+
+def stepped_alike(options, params, grads, *, steps=2, **per_call):
+    """Step `params` and their twin on the reference side by side, and compare after every step."""
+    twin = Twin(params, options)
+    state = rms.init(params, **{name: getattr(options, name) for name in options.__slots__})
+    for _ in range(steps):
+        rms.update_(params, grads, state, **per_call)
+        twin.step(grads, **per_call)
+        twin.check(params, state)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_of_every_variant(isa, dtype, variant, threads, rng):
+    rms.use_isa(isa)
+    rms.set_num_threads(threads)
+    _core.set_grain(0)
+    for n in sizes(isa, DTYPES[dtype]).values():
+        values = [hard_numbers(rng, n, DTYPES[dtype]) for _ in range(2)]
+        for offset in OFFSETS:
+            param, grad = (at_offset(v, offset) for v in values)
+            stepped_alike(options_of(VARIANTS[variant]), [param], [grad], steps=2)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_of_every_number(isa, dtype, variant, number, rng):
+    rms.use_isa(isa)
+    options = options_of(VARIANTS[variant], NUMBERS[number])
+    params, grads = ([hard_numbers(rng, n, DTYPES[dtype]) for n in (67, 1)] for _ in range(2))
+    stepped_alike(options, params, grads, steps=4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("per_call", [{"lr": 0.5}, {"grad_scale": 1 / 1024}, {"lr": 0.0, "grad_scale": -1.5}])
+def test_bits_of_per_call_numbers(dtype, per_call, rng):
+    params, grads = ([hard_numbers(rng, n, DTYPES[dtype]) for n in (67, 1)] for _ in range(2))
+    stepped_alike(options_of(VARIANTS["momentum_centered_l2"]), params, grads, steps=4, **per_call)
+
+
+@pytest.mark.parametrize("variant", ["plain", "nesterov_centered_l2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_divide_any_tree_alike(dtype, variant, rng):
+    lengths = [5, 3 * _core.SPAN + 5, 0, 1, _core.SPAN, 17, 2 * _core.SPAN - 1]
+    params = [hard_numbers(rng, n, DTYPES[dtype]) for n in lengths]
+    grads = [hard_numbers(rng, n, DTYPES[dtype]) for n in lengths]
+    grads[4] = None
+    _core.set_grain(0)
+    for threads in (1, 2, 3, 7):
+        rms.set_num_threads(threads)
+        stepped_alike(options_of(VARIANTS[variant]), [p.copy() for p in params], grads)
+
+
+def test_every_variant_selects_its_own_loop():
+    """Two cases with the same variant would leave a compiled loop untested."""
+    assert len({options_of(options).variant for options in VARIANTS.values()}) == len(VARIANTS) == 12
+
+
+def test_square_avg_overflows_late():
+    """(1 - rho) * g * g, in this order, holds gradients ten times larger than (1 - rho) * (g * g) would."""
+    param, grad = np.zeros(1, np.float32), np.full(1, 5e19, np.float32)
+    state = rms.init(param, rho=0.99)
+    rms.update_(param, grad, state)
+    assert np.isfinite(state.square_avg).all()
+    assert param[0] != 0
+
+
+def test_centered_with_a_constant_gradient_stays_finite():
+    """Rounding takes the variance below 0 after about a thousand steps; without the clamp that is NaN."""
+    grads = np.array([0.1, 3.0, 100.0, 1e-3], np.float32)
+    param = np.zeros(4, np.float32)
+    state = rms.init(param, centered=True, rho=0.99)
+    for _ in range(10_000):
+        rms.update_(param, grads, state)
+    assert np.isfinite(param).all()
+    assert np.isfinite(state.square_avg).all()
+
+
+def test_state_type():
+    assert isinstance(rms.init(np.zeros(1)), State)
+
+
+def packed_square_root(isa, dtype):
+    """How a packed square root of the full width looks in a disassembly."""
+    machine = platform.machine().lower()
+    suffix = {"f32": "s", "f64": "d"}[dtype]
+    if machine in ("x86_64", "amd64"):
+        return {
+            "baseline": rf"\bsqrtp{suffix}\s.*%xmm",
+            "avx2": rf"\bvsqrtp{suffix}\s.*%ymm",
+            "avx512": rf"\bvsqrtp{suffix}\s.*%zmm",
+        }[isa]
+    if machine in ("aarch64", "arm64"):
+        return rf"\bfsqrt\s+v\d+\.{ {'f32': '4s', 'f64': '2d'}[dtype] }"
+    pytest.skip(f"no pattern for {machine} yet")
+
+
+@pytest.fixture(scope="module")
+def disassembly():
+    """The instructions of each function of the installed module, by name."""
+    text = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", _core.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    functions = re.split(r"^[0-9a-f]+ <(.+)>:$", text, flags=re.MULTILINE)
+    return dict(zip(functions[1::2], functions[2::2], strict=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_loop_is_vectorised(isa, dtype, variant, disassembly):
+    """A compiler that stops vectorising costs 8x, in silence."""
+    code = disassembly[f"rmsp_step_{isa}_{dtype}_{variant}"]
+    assert re.search(packed_square_root(isa, dtype), code)

@@ -1,0 +1,61 @@
+"""Run-time control: instruction sets, threads, the report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import rmsprop_native as rms
+from rmsprop_native import _core
+
+
+def test_isa_names():
+    assert rms.isa() == _core.isas()[0]
+    assert set(_core.isas()) <= {"baseline", "avx2", "avx512"}
+    for name in _core.isas():
+        rms.use_isa(name)
+        assert rms.isa() == name
+
+
+@pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
+def test_unknown_isa_lists_the_choices(name):
+    with pytest.raises(ValueError, match="choose from .*'baseline'"):
+        rms.use_isa(name)
+
+
+@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (5000, ValueError), (1.5, TypeError)])
+def test_bad_number_of_threads(n, error):
+    with pytest.raises(error):
+        rms.set_num_threads(n)
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+def test_threads_follow_openmp_unless_told():
+    code = "import rmsprop_native as rms; print(rms.num_threads())"
+    assert run(code, OMP_NUM_THREADS="3") == "3"
+    rms.set_num_threads(2)
+    assert rms.num_threads() == 2
+    rms.set_num_threads(None)
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert rms.num_threads() == 1
+
+
+def test_show_config(capsys):
+    rms.show_config()
+    printed = capsys.readouterr().out
+    config = rms.show_config("dicts")
+    assert f"instruction set: {config['instruction set']}" in printed
+    assert config["numpy"] == np.__version__
+    with pytest.raises(ValueError, match="mode must be"):
+        rms.show_config("json")
