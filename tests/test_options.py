@@ -20,6 +20,9 @@ OUT_OF_RANGE = {
     "initial_square_avg": [-1.0, INF, NAN],
     "weight_decay": [-0.1, INF, NAN],
     "clip_value": [0.0, -1.0, INF, NAN],
+    "clip_norm": [0.0, -1.0, INF, NAN],
+    "clip_global_norm": [0.0, -1.0, INF, NAN],
+    "ema": [-0.1, 1.0, NAN],
 }
 
 

@@ -230,7 +230,7 @@ def containers(make):
 def test_trees_step_like_their_leaves(kind, rng):
     params, grads = (containers(lambda s: rng.standard_normal(s).astype("f4"))[kind] for _ in range(2))
     state = rms.init(params, momentum=0.5, weight_decay=0.1)
-    twin = Twin(state._structure.leaves(params), state.options)
+    twin = Twin(list(state._structure.leaves(params)), state.options)
     for _ in range(3):
         assert rms.update_(params, grads, state) is params
         twin.step(list(state._structure.leaves(grads)))

@@ -62,16 +62,36 @@ typedef struct rmsp_coef {
 typedef void rmsp_step_fn(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer,
                           void *grad_avg, const rmsp_coef *coef);
 
-/* What the leaves of a group share: the variant and the coefficients. */
+/* The sum of n squares, in double. The order is fixed: RMSP_LANES sums side by side over each RMSP_BLOCK elements,
+ * folded in halves, the blocks added one after another; so the bits do not depend on the vector width. */
+#define RMSP_LANES 16
+#define RMSP_BLOCK 512
+typedef double rmsp_sumsq_fn(size_t n, const void *x);
+
+/* y = a * y + b * x over n elements, a and b rounded once. */
+typedef void rmsp_lerp_fn(size_t n, void *y, const void *x, double a, double b);
+
+/* What the leaves of a group share: the variant, the coefficients, the decay of averaged weights. */
 typedef struct rmsp_group {
     int variant;
+    double ema;
     rmsp_coef coef;
 } rmsp_group;
 
-enum { RMSP_PARAM, RMSP_GRAD, RMSP_SQUARE_AVG, RMSP_MOMENTUM_BUFFER, RMSP_GRAD_AVG, RMSP_ARRAY_COUNT };
+enum {
+    RMSP_PARAM,
+    RMSP_GRAD,
+    RMSP_SQUARE_AVG,
+    RMSP_MOMENTUM_BUFFER,
+    RMSP_GRAD_AVG,
+    RMSP_STEP_ARRAYS, /* those that a step kernel takes */
+    RMSP_EMA = RMSP_STEP_ARRAYS,
+    RMSP_GRAD_SUM,
+    RMSP_ARRAY_COUNT
+};
 
-/* How the arrays of a leaf lie in memory where they are not all dense in one order: axes from the slowest to
- * the fastest, strides in bytes. An array that the variant lacks has no strides that are read. */
+/* How the arrays of a leaf lie in memory where they are not all dense in one order: axes from the outermost to the
+ * innermost, strides in bytes. Only the strides of arrays that the leaf has are read. */
 #define RMSP_MAX_NDIM 65 /* 64 of NumPy, and the two reals of a complex number */
 typedef struct rmsp_layout {
     int ndim;
@@ -79,18 +99,53 @@ typedef struct rmsp_layout {
     ptrdiff_t stride[RMSP_ARRAY_COUNT][RMSP_MAX_NDIM];
 } rmsp_layout;
 
-/* One parameter and what belongs to it. grad NULL: no gradient, nothing moves. */
+/* The rows of a table that a leaf's gradient speaks of, each once; rows of array k are stride[k] bytes apart. The
+ * rows of the gradient itself follow each other. */
+typedef struct rmsp_rows {
+    size_t count;
+    const ptrdiff_t *index;
+    ptrdiff_t stride[RMSP_ARRAY_COUNT];
+} rmsp_rows;
+
+/* What few leaves have. */
+typedef struct rmsp_extra {
+    void *ema;                     /* or NULL */
+    void *grad_sum;                /* or NULL */
+    const rmsp_layout *layout;     /* NULL: every array is dense in the same order */
+    const rmsp_layout *grad_order; /* the gradient alone in C order; NULL: it is C-contiguous */
+    const rmsp_rows *rows;         /* NULL: the gradient is one of all elements */
+    double *span_sums;             /* what RMSP_SUMSQ found, for each span of the gradient */
+    double clip;                   /* factor on the gradient, 1 but for clipping by norm */
+} rmsp_extra;
+
+/* One parameter and what belongs to it. A leaf without a gradient has a NULL there, and nothing of it moves. */
 typedef struct rmsp_leaf {
-    void *array[RMSP_ARRAY_COUNT];
-    size_t n;
-    const rmsp_layout *layout; /* NULL: every array is dense in the same order */
+    void *array[RMSP_STEP_ARRAYS];
+    size_t n;          /* elements, of a row where the gradient is one of rows */
+    rmsp_extra *extra; /* or NULL */
     uint32_t group;
     uint32_t dtype;
 } rmsp_leaf;
 
-/* Steps every leaf with a gradient, on at most `threads` threads; small work stays on one. Results do not
- * depend on the number of threads. */
-void rmsp_plan_run(const rmsp_leaf *leaves, size_t leaf_count, const rmsp_group *groups, int threads);
+typedef struct rmsp_plan {
+    rmsp_leaf *leaves;
+    size_t leaf_count;
+    rmsp_group *groups;
+    double scale; /* of RMSP_ACCUMULATE */
+} rmsp_plan;
+
+typedef enum {
+    RMSP_STEP,       /* step every leaf that has a gradient, then its averaged weights */
+    RMSP_SUMSQ,      /* span_sums of the gradients; nothing else is written */
+    RMSP_ACCUMULATE, /* grad_sum = grad_sum + scale * grad */
+} rmsp_op;
+
+/* Runs an operation over all leaves, whose gradients have `total` elements, on at most `threads` threads; small work
+ * stays on one. Results do not depend on the number of threads. */
+void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total, int threads);
+
+/* The sum that RMSP_SUMSQ found for a leaf. */
+double rmsp_leaf_sumsq(const rmsp_leaf *leaf);
 
 /* Elements below which a plan stays on one thread, and the elements of a span. */
 extern size_t rmsp_grain;
@@ -100,11 +155,14 @@ extern size_t rmsp_grain;
 int rmsp_max_threads(void);
 int rmsp_has_openmp(void);
 
-/* Elements [start, start + count) of a leaf in the order of `layout`, a block at a time: gather, step, scatter.
- * in and out may be the same arrays; an element's inputs are all read before any output of its block. */
-void rmsp_strided_step(rmsp_step_fn *step, rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
-                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT],
-                       const rmsp_coef *coef);
+/* Work on a contiguous block of n elements of each array. */
+typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context);
+
+/* Elements [start, start + count) in the order of `layout`, RMSP_BLOCK at a time: gather what `in` has, work, scatter
+ * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. */
+void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
+                      const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
+                      void *context);
 
 /* Instruction sets. Until rmsp_isa_init, called once and by one thread, there is only the baseline; after it,
  * those compiled in and present on this machine, best first, and the first one is active. */
@@ -114,7 +172,5 @@ const char *rmsp_isa_name(int index);
 const char *rmsp_isa_active(void);
 /* 0, or -1 where this machine has no instruction set of that name. */
 int rmsp_isa_use(const char *name);
-/* The compiled loop of a variant in the active instruction set. */
-rmsp_step_fn *rmsp_step(rmsp_dtype dtype, int variant);
 
 #endif

@@ -31,7 +31,7 @@ static int cpu_bits(int reg, unsigned bits, unsigned long long saved)
 #define MAX_ISAS 3
 static const rmsp_isa *available[MAX_ISAS] = {&rmsp_isa_baseline}; /* best first */
 static int available_count = 1;
-static const rmsp_isa *active = &rmsp_isa_baseline;
+const rmsp_isa *rmsp_isa_table = &rmsp_isa_baseline;
 
 void rmsp_isa_init(void)
 {
@@ -47,7 +47,7 @@ void rmsp_isa_init(void)
     if (HAS_AVX512 && !fast_avx512) available[count++] = &rmsp_isa_avx512;
 #endif
     available[count++] = &rmsp_isa_baseline;
-    active = available[0];
+    rmsp_isa_table = available[0];
     available_count = count;
 }
 
@@ -55,17 +55,15 @@ int rmsp_isa_count(void) { return available_count; }
 
 const char *rmsp_isa_name(int index) { return available[index]->name; }
 
-const char *rmsp_isa_active(void) { return active->name; }
+const char *rmsp_isa_active(void) { return rmsp_isa_table->name; }
 
 int rmsp_isa_use(const char *name)
 {
     for (int i = 0; i < available_count; i++) {
         if (strcmp(available[i]->name, name) == 0) {
-            active = available[i];
+            rmsp_isa_table = available[i];
             return 0;
         }
     }
     return -1;
 }
-
-rmsp_step_fn *rmsp_step(rmsp_dtype dtype, int variant) { return active->step[dtype][variant]; }

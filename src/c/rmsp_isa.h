@@ -11,7 +11,12 @@
 typedef struct rmsp_isa {
     const char *name;
     rmsp_step_fn *step[RMSP_DTYPE_COUNT][RMSP_VARIANT_COUNT];
+    rmsp_sumsq_fn *sumsq[RMSP_DTYPE_COUNT]; /* for norms */
+    rmsp_lerp_fn *lerp[RMSP_DTYPE_COUNT];   /* for averaged weights and summed gradients */
 } rmsp_isa;
+
+/* The table in use. */
+extern const rmsp_isa *rmsp_isa_table;
 
 extern const rmsp_isa rmsp_isa_baseline;
 #ifdef RMSP_HAVE_AVX2

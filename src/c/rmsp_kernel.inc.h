@@ -1,15 +1,15 @@
-/* rmsp_kernel.inc.h: THE formula: one loop, a template over the element type.
+/* rmsp_kernel.inc.h: THE formula: one loop, a template over the element type; and its two companions.
  *
  * Parameters, defined by the includer and undefined here:
  *   T          the element type, float or double
  *   SQRT       its square root
- *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_step_avx2_f32_ ## x
+ *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_avx2_f32_ ## x
  *
  * momentum, centered and l2 are constants in every instance, so that the branches on them vanish; a flag known
  * only at run time would stop the vectoriser, which costs 8x. The order of operations is the specification:
  * nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in NumPy.
  */
-static RMSP_ALWAYS_INLINE void NAME(body)(const rmsp_momentum momentum, const int centered, const int l2,
+static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
                                           const size_t n, T *restrict param, const T *restrict grad,
                                           T *restrict square_avg, T *restrict momentum_buffer, T *restrict grad_avg,
                                           const rmsp_coef *const coef)
@@ -56,14 +56,43 @@ static RMSP_ALWAYS_INLINE void NAME(body)(const rmsp_momentum momentum, const in
     }
 }
 
-#define RMSP_DEFINE(variant, momentum, centered, l2)                                                            \
-    static void NAME(variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
-                              void *grad_avg, const rmsp_coef *coef)                                            \
-    {                                                                                                           \
-        NAME(body)(momentum, centered, l2, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);        \
+#define RMSP_DEFINE(variant, momentum, centered, l2)                                                                   \
+    static void NAME(step_##variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
+                                     void *grad_avg, const rmsp_coef *coef)                                            \
+    {                                                                                                                  \
+        NAME(step)(momentum, centered, l2, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);               \
     }
 RMSP_VARIANTS(RMSP_DEFINE)
 #undef RMSP_DEFINE
+
+static double NAME(sumsq)(const size_t n, const void *const x_)
+{
+    const T *const x = x_;
+    double total = 0;
+    for (size_t block = 0; block < n; block += RMSP_BLOCK) {
+        const size_t count = n - block < RMSP_BLOCK ? n - block : RMSP_BLOCK;
+        double lane[RMSP_LANES] = {0};
+        size_t i = 0;
+        for (; i + RMSP_LANES <= count; i += RMSP_LANES) {
+            for (size_t k = 0; k < RMSP_LANES; k++) lane[k] += (double)x[block + i + k] * (double)x[block + i + k];
+        }
+        for (size_t k = 0; i + k < count; k++) lane[k] += (double)x[block + i + k] * (double)x[block + i + k];
+        for (size_t half = RMSP_LANES / 2; half > 0; half /= 2) {
+            for (size_t k = 0; k < half; k++) lane[k] += lane[k + half];
+        }
+        total += lane[0];
+    }
+    return total;
+}
+
+static void NAME(lerp)(const size_t n, void *const y_, const void *const x_, const double a_, const double b_)
+{
+    T *restrict const y = y_;
+    const T *restrict const x = x_;
+    const T a = (T)a_, b = (T)b_;
+    for (size_t i = 0; i < n; i++) y[i] = a * y[i] + b * x[i];
+}
+
 #undef T
 #undef SQRT
 #undef NAME

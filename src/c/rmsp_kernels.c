@@ -22,18 +22,22 @@
 
 #define T float
 #define SQRT sqrtf
-#define NAME(x) RMSP_GLUE(rmsp_step_, RMSP_ISA, _f32_##x)
+#define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f32_##x)
 #include "rmsp_kernel.inc.h"
 
 #define T double
 #define SQRT sqrt
-#define NAME(x) RMSP_GLUE(rmsp_step_, RMSP_ISA, _f64_##x)
+#define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
 #include "rmsp_kernel.inc.h"
 
-#define RMSP_F32_ENTRY(variant, momentum, centered, l2) RMSP_GLUE(rmsp_step_, RMSP_ISA, _f32_##variant),
-#define RMSP_F64_ENTRY(variant, momentum, centered, l2) RMSP_GLUE(rmsp_step_, RMSP_ISA, _f64_##variant),
+#define F32(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f32_##x)
+#define F64(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
+#define F32_STEP(variant, momentum, centered, l2) F32(step_##variant),
+#define F64_STEP(variant, momentum, centered, l2) F64(step_##variant),
 
 const rmsp_isa RMSP_GLUE(rmsp_isa_, RMSP_ISA, ) = {
     RMSP_STRING(RMSP_ISA),
-    {{RMSP_VARIANTS(RMSP_F32_ENTRY)}, {RMSP_VARIANTS(RMSP_F64_ENTRY)}},
+    {{RMSP_VARIANTS(F32_STEP)}, {RMSP_VARIANTS(F64_STEP)}},
+    {F32(sumsq), F64(sumsq)},
+    {F32(lerp), F64(lerp)},
 };

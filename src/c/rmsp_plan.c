@@ -7,9 +7,9 @@
  * c) `#pragma omp parallel if(...)` around a function, never `parallel for simd if(...)`, whose `if` would also
  *    switch the vector instructions off.
  */
-#include <assert.h>
+#include <string.h>
 
-#include "rmsp.h"
+#include "rmsp_isa.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -36,46 +36,136 @@ int rmsp_max_threads(void)
 #endif
 }
 
-static inline size_t item_size(uint32_t dtype) { return dtype == RMSP_F32 ? sizeof(float) : sizeof(double); }
-
-static inline void *at(void *array, size_t offset) { return array == NULL ? NULL : (char *)array + offset; }
-
-static void run_span(const rmsp_leaf *leaf, const rmsp_group *group, size_t start, size_t count)
+static inline size_t item_size(const rmsp_leaf *leaf)
 {
-    rmsp_step_fn *const step = rmsp_step((rmsp_dtype)leaf->dtype, group->variant);
-    if (leaf->layout != NULL) {
-        rmsp_strided_step(step, (rmsp_dtype)leaf->dtype, leaf->layout, start, count, (const void *const *)leaf->array,
-                          leaf->array, &group->coef);
+    return leaf->dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
+}
+
+static inline void *at(void *array, ptrdiff_t offset) { return array == NULL ? NULL : (char *)array + offset; }
+
+/* ---- what an operation does to a contiguous block of a leaf that has extras ---- */
+
+typedef struct block_context {
+    rmsp_step_fn *step;
+    rmsp_sumsq_fn *sumsq;
+    rmsp_lerp_fn *lerp;
+    const rmsp_coef *coef;
+    double ema, scale, sum;
+} block_context;
+
+static void step_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
+{
+    const block_context *const c = context;
+    c->step(n, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
+            array[RMSP_GRAD_AVG], c->coef);
+    if (array[RMSP_EMA] != NULL) c->lerp(n, array[RMSP_EMA], array[RMSP_PARAM], c->ema, 1.0 - c->ema);
+}
+
+static void sumsq_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
+{
+    block_context *const c = context;
+    c->sum += c->sumsq(n, array[RMSP_GRAD]);
+}
+
+static void accumulate_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
+{
+    const block_context *const c = context;
+    c->lerp(n, array[RMSP_GRAD_SUM], array[RMSP_GRAD], 1.0, c->scale);
+}
+
+/* An operation on elements [start, start + count) of row `row` of a leaf with extras. */
+static void run_extra(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
+{
+    static rmsp_block_fn *const work_of[] = {step_block, sumsq_block, accumulate_block};
+    const rmsp_extra *const extra = leaf->extra;
+    const rmsp_group *const group = &plan->groups[leaf->group];
+    const rmsp_dtype dtype = (rmsp_dtype)leaf->dtype;
+    void *in[RMSP_ARRAY_COUNT], *out[RMSP_ARRAY_COUNT];
+    rmsp_coef coef = group->coef;
+    const rmsp_isa *const isa = rmsp_isa_table;
+    block_context context = {
+        isa->step[dtype][group->variant], isa->sumsq[dtype], isa->lerp[dtype], &coef, group->ema, plan->scale, 0};
+    coef.grad_scale *= extra->clip;
+
+    memcpy(in, leaf->array, sizeof leaf->array);
+    in[RMSP_EMA] = extra->ema;
+    in[RMSP_GRAD_SUM] = extra->grad_sum;
+    const rmsp_layout *const layout = op == RMSP_SUMSQ ? extra->grad_order : extra->layout;
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+        const int used = op == RMSP_SUMSQ        ? k == RMSP_GRAD
+                         : op == RMSP_ACCUMULATE ? k == RMSP_GRAD || k == RMSP_GRAD_SUM
+                                                 : k != RMSP_GRAD_SUM;
+        if (!used) in[k] = NULL;
+        if (op != RMSP_SUMSQ && extra->rows != NULL) {
+            const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows->index[row];
+            in[k] = at(in[k], place * extra->rows->stride[k]);
+        }
+        if (layout == NULL) in[k] = at(in[k], (ptrdiff_t)(start * item_size(leaf)));
+        const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
+        out[k] = written ? in[k] : NULL;
+    }
+    if (layout == NULL) {
+        work_of[op](count, in, &context);
+    } else {
+        rmsp_strided_run(dtype, layout, start, count, (const void *const *)in, out, work_of[op], &context);
+    }
+    if (op == RMSP_SUMSQ) extra->span_sums[start / RMSP_SPAN] = context.sum;
+}
+
+static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start,
+                            size_t count)
+{
+    if (leaf->extra != NULL) {
+        run_extra(plan, op, leaf, row, start, count);
         return;
     }
+    const rmsp_group *const group = &plan->groups[leaf->group];
     void *const *const array = leaf->array;
-    const size_t offset = start * item_size(leaf->dtype);
-    step(count, at(array[RMSP_PARAM], offset), at(array[RMSP_GRAD], offset), at(array[RMSP_SQUARE_AVG], offset),
-         at(array[RMSP_MOMENTUM_BUFFER], offset), at(array[RMSP_GRAD_AVG], offset), &group->coef);
+    const ptrdiff_t offset = (ptrdiff_t)(start * item_size(leaf));
+    rmsp_isa_table->step[leaf->dtype][group->variant](
+        count, at(array[RMSP_PARAM], offset), at(array[RMSP_GRAD], offset), at(array[RMSP_SQUARE_AVG], offset),
+        at(array[RMSP_MOMENTUM_BUFFER], offset), at(array[RMSP_GRAD_AVG], offset), &group->coef);
+}
+
+/* ---- the spans ---- */
+
+/* How many rows of how many elements an operation walks over; a dense gradient is one row. */
+static inline size_t rows_of(const rmsp_leaf *leaf, rmsp_op op, size_t *n)
+{
+    *n = leaf->n;
+    if (leaf->array[RMSP_GRAD] == NULL) return 0;
+    if (leaf->extra == NULL || leaf->extra->rows == NULL) return 1;
+    if (op != RMSP_SUMSQ) return leaf->extra->rows->count;
+    *n *= leaf->extra->rows->count; /* the gradient's rows follow each other */
+    return 1;
 }
 
 /* The spans that start at elements [begin, end) of all elements with a gradient. */
-static void run_share(const rmsp_leaf *leaves, size_t leaf_count, const rmsp_group *groups, size_t begin, size_t end)
+static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t end)
 {
     size_t first = 0; /* the leaf's first element, counted over all leaves */
-    for (size_t i = 0; i < leaf_count && first < end; i++) {
-        const rmsp_leaf *const leaf = &leaves[i];
-        if (leaf->array[RMSP_GRAD] == NULL) continue;
-        size_t start = begin > first ? (begin - first + RMSP_SPAN - 1) / RMSP_SPAN * RMSP_SPAN : 0;
-        for (; start < leaf->n && first + start < end; start += RMSP_SPAN) {
-            const size_t left = leaf->n - start;
-            run_span(leaf, &groups[leaf->group], start, left < RMSP_SPAN ? left : RMSP_SPAN);
+    for (size_t i = 0; i < plan->leaf_count && first < end; i++) {
+        const rmsp_leaf *const leaf = &plan->leaves[i];
+        size_t n;
+        const size_t rows = rows_of(leaf, op, &n);
+        if (rows == 0 || n == 0) continue;
+        size_t row = 0, start = 0;
+        if (begin > first) {
+            row = (begin - first) / n;
+            start = ((begin - first) % n + RMSP_SPAN - 1) / RMSP_SPAN * RMSP_SPAN;
+            if (start >= n) row++, start = 0;
         }
-        first += leaf->n;
+        for (; row < rows && first + row * n + start < end; row++, start = 0) {
+            for (; start < n && first + row * n + start < end; start += RMSP_SPAN) {
+                run_span(plan, op, leaf, row, start, n - start < RMSP_SPAN ? n - start : RMSP_SPAN);
+            }
+        }
+        first += rows * n;
     }
 }
 
-void rmsp_plan_run(const rmsp_leaf *leaves, size_t leaf_count, const rmsp_group *groups, int threads)
+void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total, int threads)
 {
-    size_t total = 0;
-    for (size_t i = 0; i < leaf_count; i++) {
-        if (leaves[i].array[RMSP_GRAD] != NULL) total += leaves[i].n;
-    }
 #ifdef _OPENMP
     if (threads > 1 && total > rmsp_grain) {
 #pragma omp parallel num_threads(threads)
@@ -83,12 +173,21 @@ void rmsp_plan_run(const rmsp_leaf *leaves, size_t leaf_count, const rmsp_group 
             const size_t share = (size_t)omp_get_thread_num(), shares = (size_t)omp_get_num_threads();
             const size_t begin = total / shares * share,
                          end = share + 1 == shares ? total : total / shares * (share + 1);
-            run_share(leaves, leaf_count, groups, begin, end);
+            run_share(plan, op, begin, end);
         }
         return;
     }
 #else
     (void)threads;
 #endif
-    run_share(leaves, leaf_count, groups, 0, total);
+    run_share(plan, op, 0, total);
+}
+
+double rmsp_leaf_sumsq(const rmsp_leaf *leaf)
+{
+    size_t n;
+    const size_t rows = rows_of(leaf, RMSP_SUMSQ, &n);
+    double sum = 0;
+    for (size_t span = 0; span * RMSP_SPAN < rows * n; span++) sum += leaf->extra->span_sums[span];
+    return sum;
 }

@@ -1,14 +1,11 @@
-/* rmsp_strided.c: a step over arrays of any layout: gather a block, step it, scatter it.
+/* rmsp_strided.c: work on arrays of any layout: gather a block, work on it, scatter it.
  *
- * Only the copies know of strides; the step is the ordinary kernel on a contiguous block, so that every layout
- * gives the same bits. A block is read whole before any of it is written, hence outputs may be the inputs.
+ * Only the copies know of strides; the work is that on contiguous arrays, so that every layout gives the same bits.
+ * The blocks take 7 * 4 KiB, within a first-level cache.
  */
 #include <string.h>
 
 #include "rmsp.h"
-
-/* Elements of a block: five blocks of doubles take 20 KiB, well within a first-level cache. */
-#define BLOCK 512
 
 /* A place in the order of a layout. */
 typedef struct cursor {
@@ -61,18 +58,21 @@ static void copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, c
     }
 }
 
-void rmsp_strided_step(rmsp_step_fn *step, rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
-                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], const rmsp_coef *coef)
+void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
+                      const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
+                      void *context)
 {
     const size_t size = dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
     const ptrdiff_t unit = (ptrdiff_t)size;
     const int last = layout->ndim - 1;
-    double block[RMSP_ARRAY_COUNT][BLOCK];
+    double memory[RMSP_ARRAY_COUNT][RMSP_BLOCK];
+    void *block[RMSP_ARRAY_COUNT];
     cursor begin, at;
 
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) block[k] = in[k] == NULL ? NULL : memory[k];
     cursor_seek(&begin, layout, start);
     while (count > 0) {
-        const size_t n = count < BLOCK ? count : BLOCK;
+        const size_t n = count < RMSP_BLOCK ? count : RMSP_BLOCK;
         size_t done, run = 0;
 
         for (at = begin, done = 0; done < n; done += run, cursor_advance(&at, layout, run)) {
@@ -84,13 +84,12 @@ void rmsp_strided_step(rmsp_step_fn *step, rmsp_dtype dtype, const rmsp_layout *
             }
         }
 
-        step(n, block[RMSP_PARAM], block[RMSP_GRAD], block[RMSP_SQUARE_AVG], block[RMSP_MOMENTUM_BUFFER],
-             block[RMSP_GRAD_AVG], coef);
+        work(n, block, context);
 
         for (at = begin, done = 0; done < n; done += run, cursor_advance(&at, layout, run)) {
             run = cursor_run(&at, layout, n - done);
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-                if (k == RMSP_GRAD || out[k] == NULL) continue;
+                if (out[k] == NULL) continue;
                 copy_strided(run, size, (char *)out[k] + cursor_offset(&at, layout, k), layout->stride[k][last],
                              (const char *)block[k] + done * size, unit);
             }

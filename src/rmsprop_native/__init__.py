@@ -2,17 +2,20 @@
 
 from importlib.metadata import version as _version
 
+from rmsprop_native.arrays import RowGrad
 from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
-from rmsprop_native.options import Options
+from rmsprop_native.options import PRESETS, Options
 from rmsprop_native.runtime import isa, num_threads, set_num_threads, show_config, use_isa
 from rmsprop_native.state import State, init
 
 __version__ = _version("rmsprop_native")
 
 __all__ = [
+    "PRESETS",
     "Options",
     "RMSProp",
+    "RowGrad",
     "State",
     "init",
     "isa",

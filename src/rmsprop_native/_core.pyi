@@ -1,12 +1,10 @@
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rmsprop_native.state import State
 from rmsprop_native.tree import Tree
 
-ARRAYS: tuple[str, ...]
 BUFFERS: tuple[str, ...]
 SPAN: int
 
@@ -16,12 +14,12 @@ class Plan:
         structure: Tree,
         params: tuple[NDArray[Any], ...],
         buffers: tuple[tuple[NDArray[Any] | None, ...], ...],
-        groups: tuple[int, ...],
+        leaf_groups: tuple[int, ...],
+        seen: bytearray,
     ) -> None: ...
     @property
     def busy(self) -> bool: ...
-    @property
-    def dtypes(self) -> tuple[np.dtype[Any], ...]: ...
+    def check_coefficients(self, state: State) -> None: ...
     def step(self, params: Any, grads: Any, state: State, lr: float | None, grad_scale: float) -> bool: ...
 
 def num_threads() -> int: ...

@@ -22,11 +22,13 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.math cimport fabs, isfinite, sqrt
+from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 
 from rmsprop_native cimport rmsp as c
 
-from rmsprop_native.arrays import check_distinct, check_gradient, check_parameter, title
+from rmsprop_native.arrays import RowGrad, check_distinct, check_gradient, check_parameter, merge_rows, title
 from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
 
 cnp.import_array()
@@ -45,9 +47,8 @@ cdef int KIND_EMPTY = EMPTY, KIND_DICT = DICT, KIND_FIELDS = FIELDS
 # Elements above which other Python threads get to run during a step: some 10 us of work.
 cdef size_t GIL_GRAIN = 1 << 15
 
-# In the order of enum RMSP_PARAM ...
-ARRAYS = ("param", "grad", "square_avg", "momentum_buffer", "grad_avg")
-BUFFERS = ARRAYS[2:]
+# The arrays of a state, in the order of the enum that begins with RMSP_PARAM, RMSP_GRAD.
+BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
 
 cdef dict MOMENTUM = {
     "none": c.RMSP_MOMENTUM_NONE, "classic": c.RMSP_MOMENTUM_CLASSIC, "nesterov": c.RMSP_MOMENTUM_NESTEROV
@@ -116,12 +117,20 @@ cdef int gather(Node node, object tree, tuple into, Py_ssize_t *filled) except -
 
 # ---- the plan ----
 
-cdef struct slot:
-    # What a step compares a gradient with, beside its parameter. `contiguous` is the flag that all arrays of the leaf
-    # and its gradient must have to be stepped as they lie; 0 where the leaf's own arrays do not share one.
-    int contiguous
-    size_t reals  # 2 for complex numbers, which are pairs of reals
+cdef struct extras:
+    # What rmsp_extra points to; apart from the slots, so that these stay dense.
+    c.rmsp_extra c
+    c.rmsp_rows rows
     c.rmsp_layout *layout
+    c.rmsp_layout *grad_order
+
+
+cdef struct slot:
+    # What a step compares a gradient with, beside its parameter.
+    int contiguous  # the flag that all arrays must have to be worked on as they lie; 0 where the leaf's own do not
+    size_t reals  # 2 for complex numbers, which are pairs of reals
+    size_t n  # reals of the parameter
+    extras *standing  # NULL where a plain gradient needs no extras
 
 
 cdef inline bint meet(const void *one, const void *other, size_t size) noexcept:
@@ -129,7 +138,7 @@ cdef inline bint meet(const void *one, const void *other, size_t size) noexcept:
     return <uintptr_t>one - <uintptr_t>other + (size - 1) < 2 * size - 1
 
 
-cdef inline bint is_plain(c.rmsp_leaf *leaf, const slot *s, PyObject *param, PyObject *grad) noexcept:
+cdef inline bint is_plain(c.rmsp_leaf *leaf, slot *s, PyObject *param, PyObject *grad) noexcept:
     """Whether a gradient, and still its parameter, are what they usually are; if so, the leaf points at them."""
     cdef int axis, ndim
     cdef int flags = s.contiguous | cnp.NPY_ARRAY_ALIGNED
@@ -150,7 +159,7 @@ cdef inline bint is_plain(c.rmsp_leaf *leaf, const slot *s, PyObject *param, PyO
         if cnp.PyArray_DIM(<cnp.ndarray>grad, axis) != cnp.PyArray_DIM(<cnp.ndarray>param, axis):
             return False
         n *= <size_t>cnp.PyArray_DIM(<cnp.ndarray>param, axis)
-    if n != leaf.n:
+    if n != s.n or (s.standing != NULL and not cnp.PyArray_CHKFLAGS(<cnp.ndarray>grad, cnp.NPY_ARRAY_C_CONTIGUOUS)):
         return False
     p = cnp.PyArray_DATA(<cnp.ndarray>param)
     g = cnp.PyArray_DATA(<cnp.ndarray>grad)
@@ -160,12 +169,57 @@ cdef inline bint is_plain(c.rmsp_leaf *leaf, const slot *s, PyObject *param, PyO
         or meet(g, leaf.array[c.RMSP_SQUARE_AVG], size)
         or meet(g, leaf.array[c.RMSP_MOMENTUM_BUFFER], size)
         or meet(g, leaf.array[c.RMSP_GRAD_AVG], size)
+        or (s.standing != NULL and (meet(g, s.standing.c.ema, size) or meet(g, s.standing.c.grad_sum, size)))
     ):
         return False
     leaf.array[c.RMSP_PARAM] = p
     leaf.array[c.RMSP_GRAD] = g
-    leaf.layout = NULL
+    leaf.n = n
+    leaf.extra = NULL
+    if s.standing != NULL:
+        leaf.extra = &s.standing.c
+        s.standing.c.layout = s.standing.c.grad_order = NULL
+        s.standing.c.rows = NULL
     return True
+
+
+cdef inline size_t given(const c.rmsp_leaf *leaf) noexcept:
+    """How many elements the gradient of a leaf has."""
+    if leaf.array[c.RMSP_GRAD] == NULL:
+        return 0
+    return leaf.n if leaf.extra == NULL or leaf.extra.rows == NULL else leaf.n * leaf.extra.rows.count
+
+
+cdef list runs_of(tuple shape, dict strides, list axes, size_t reals, size_t real):
+    """Lengths and strides of arrays over `axes`, those that lie in one run joined; `strides` are by array."""
+    runs = [(shape[axis], {k: of_array[axis] for k, of_array in strides.items()}) for axis in axes if shape[axis] != 1]
+    if reals == 2 or not runs:
+        runs.append((reals, dict.fromkeys(strides, real)))
+    joined = runs[:1]
+    for length, inner in runs[1:]:
+        outer_length, outer = joined[-1]
+        if all([outer[k] == inner[k] * length for k in inner]):
+            joined[-1] = (outer_length * length, inner)
+        else:
+            joined.append((length, inner))
+    return joined
+
+
+cdef c.rmsp_layout *store_layout(c.rmsp_layout **memory, list runs, size_t real) except? NULL:
+    """The runs as a layout in `memory`, made at need; NULL, without an exception, if they are dense."""
+    cdef int axis, k
+    if len(runs) == 1 and all([stride == real for stride in runs[0][1].values()]):
+        return NULL
+    if memory[0] == NULL:
+        memory[0] = <c.rmsp_layout *>PyMem_Calloc(1, sizeof(c.rmsp_layout))
+        if memory[0] == NULL:
+            raise MemoryError()
+    memory[0].ndim = len(runs)
+    for axis, (length, strides) in enumerate(runs):
+        memory[0].shape[axis] = length
+        for k, stride in strides.items():
+            memory[0].stride[k][axis] = stride
+    return memory[0]
 
 
 cdef class Plan:
@@ -178,60 +232,68 @@ cdef class Plan:
     params : tuple of numpy.ndarray
         The leaves; `step` writes them.
     buffers : tuple of tuple of (numpy.ndarray or None)
-        For each leaf its square_avg, momentum_buffer and grad_avg, of its shape and dtype.
-    groups : tuple of int
+        For each leaf its arrays in the order of BUFFERS, of its shape and dtype.
+    leaf_groups : tuple of int
         For each leaf the index of its group of hyper-parameters.
+    seen : bytearray
+        Of the state: the leaves that had a gradient since the last step; `step` writes it while accumulating.
 
     Raises
     ------
     TypeError, ValueError
         If a step could not write to an array, or two of them share memory.
     """
-    cdef c.rmsp_leaf *leaves
-    cdef c.rmsp_group *groups
+    cdef c.rmsp_plan plan
     cdef slot *slots
-    cdef Py_ssize_t count
-    cdef tuple params, buffers, paths
+    cdef extras *extras
+    cdef double *sums
+    cdef tuple params, buffers, paths, dtypes
+    cdef bytearray seen
+    cdef list held  # what rows need while a step runs
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
-    cdef bint is_flat
-    cdef object options, lr  # what the coefficients in the groups come from; options None: make them anew
-    cdef double grad_scale
+    cdef bint is_flat, has_extras, has_norms
+    cdef object options, lr, grad_scale  # what the coefficients in the groups come from; options None: make them anew
     cdef readonly bint busy
-    cdef readonly tuple dtypes  # the real types in use
 
-    def __init__(self, object structure, tuple params, tuple buffers, tuple groups):
-        cdef Py_ssize_t i
+    def __init__(self, object structure, tuple params, tuple buffers, tuple leaf_groups, bytearray seen):
+        cdef size_t i
         self.structure = structure
         self.root = None if structure.kind == LEAF else Node(structure)
         self.is_flat = structure.kind == SEQUENCE and structure.flat
         self.params = params
         self.buffers = buffers
         self.paths = tuple(structure.paths())
-        self.count = len(params)
+        self.seen = seen
+        self.held = []
+        self.plan.leaf_count = len(params)
         self._check_arrays()
         self.dtypes = tuple({array.real.dtype for array in params})
-        self.leaves = <c.rmsp_leaf *>PyMem_Calloc(self.count, sizeof(c.rmsp_leaf))
-        self.slots = <slot *>PyMem_Calloc(self.count, sizeof(slot))
-        self.groups = <c.rmsp_group *>PyMem_Calloc(max(groups, default=0) + 1, sizeof(c.rmsp_group))
-        if self.leaves == NULL or self.slots == NULL or self.groups == NULL:
+        self.plan.leaves = <c.rmsp_leaf *>PyMem_Calloc(self.plan.leaf_count, sizeof(c.rmsp_leaf))
+        self.plan.groups = <c.rmsp_group *>PyMem_Calloc(max(leaf_groups, default=0) + 1, sizeof(c.rmsp_group))
+        self.slots = <slot *>PyMem_Calloc(self.plan.leaf_count, sizeof(slot))
+        self.extras = <extras *>PyMem_Calloc(self.plan.leaf_count, sizeof(extras))
+        if self.plan.leaves == NULL or self.plan.groups == NULL or self.slots == NULL or self.extras == NULL:
             raise MemoryError()
-        for i in range(self.count):
-            self.leaves[i].group = groups[i]
+        for i in range(self.plan.leaf_count):
+            self.plan.leaves[i].group = leaf_groups[i]
             self._place(i)
 
     def __dealloc__(self):
-        cdef Py_ssize_t i
-        if self.slots != NULL:
-            for i in range(self.count):
-                PyMem_Free(self.slots[i].layout)
+        cdef size_t i
+        if self.extras != NULL:
+            for i in range(self.plan.leaf_count):
+                PyMem_Free(self.extras[i].layout)
+                PyMem_Free(self.extras[i].grad_order)
+        PyMem_Free(self.extras)
         PyMem_Free(self.slots)
-        PyMem_Free(self.groups)
-        PyMem_Free(self.leaves)
+        PyMem_Free(self.sums)
+        PyMem_Free(self.plan.groups)
+        PyMem_Free(self.plan.leaves)
 
     cdef int _check_arrays(self) except -1:
         named = []
-        for i in range(self.count):
+        for i in range(len(self.params)):
             named.append((title("parameter", self.paths[i]), self.params[i]))
             named += [(title(name, self.paths[i]), array) for name, array in self._kept(i)]
         for name, array in named:
@@ -239,21 +301,27 @@ cdef class Plan:
         check_distinct(named)
         return 0
 
-    cdef list _kept(self, Py_ssize_t i):
+    cdef list _kept(self, size_t i):
         """The names and arrays of the buffers that leaf `i` has."""
         return [(name, array) for name, array in zip(BUFFERS, self.buffers[i], strict=True) if array is not None]
 
-    cdef int _place(self, Py_ssize_t i) except -1:
+    cdef int _place(self, size_t i) except -1:
         """Fill in what does not depend on the gradient."""
-        cdef c.rmsp_leaf *leaf = &self.leaves[i]
+        cdef c.rmsp_leaf *leaf = &self.plan.leaves[i]
         cdef slot *s = &self.slots[i]
         cdef int k, order
+        cdef void *data[7]
         param = self.params[i]
         s.reals = 2 if param.dtype.kind == "c" else 1
+        s.n = param.size * s.reals
         leaf.dtype = c.RMSP_F32 if param.real.dtype == np.float32 else c.RMSP_F64
-        leaf.n = param.size * s.reals
         for k, array in enumerate(self.buffers[i], c.RMSP_SQUARE_AVG):
-            leaf.array[k] = NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray?>array)
+            data[k] = NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray?>array)
+            if k < c.RMSP_EMA:
+                leaf.array[k] = data[k]
+        self.extras[i].c.ema = data[<int>c.RMSP_EMA]
+        self.extras[i].c.grad_sum = data[<int>c.RMSP_GRAD_SUM]
+        self.extras[i].c.clip = 1.0
         written = [param] + [array for _, array in self._kept(i)]
         for order in (cnp.NPY_ARRAY_F_CONTIGUOUS, cnp.NPY_ARRAY_C_CONTIGUOUS):
             if all([cnp.PyArray_CHKFLAGS(<cnp.ndarray>array, order) for array in written]):
@@ -261,12 +329,12 @@ cdef class Plan:
         return 0
 
     def step(self, object params, object grads, object state, object lr, object grad_scale):
-        """Check everything, step every leaf that has a gradient, count the step.
+        """Check everything, then step every leaf that has a gradient, or accumulate or skip, and count it.
 
         Parameters
         ----------
         params, grads : array or nested container of arrays
-            Of the structure of the plan.
+            Of the structure of the plan; a gradient may be None or a RowGrad.
         state : State
             Whose plan this is.
         lr : float or None
@@ -283,6 +351,10 @@ cdef class Plan:
         ------
         TypeError, ValueError
             If a gradient, `lr` or `grad_scale` is refused. Nothing has been written then.
+        IndexError
+            If a RowGrad has a row that its parameter has not.
+        FloatingPointError
+            If a gradient is not finite and ``on_nonfinite="raise"``. Nothing has been written then either.
         RuntimeError
             If another thread is inside a step of this state.
         """
@@ -292,12 +364,16 @@ cdef class Plan:
         cdef PyObject **param
         cdef PyObject **grad
         cdef PyObject **known = rmsp_tuple_items(<PyObject *>self.params)
-        cdef Py_ssize_t i
-        cdef size_t total = 0
-        cdef int threads
+        cdef size_t i, total = 0
 
         if self.busy:
             raise RuntimeError("another thread is inside a step of this state; give each thread a state of its own")
+        if (
+            state._options is not self.options
+            or (lr is not self.lr and lr != self.lr)
+            or (grad_scale is not self.grad_scale and grad_scale != self.grad_scale)
+        ):
+            self._set_coefficients(state, lr, grad_scale)
 
         if self.root is None:
             only_param, only_grad = <PyObject *>params, <PyObject *>grads
@@ -314,27 +390,102 @@ cdef class Plan:
             param = rmsp_tuple_items(<PyObject *>param_leaves)
             grad = rmsp_tuple_items(<PyObject *>grad_leaves)
 
-        for i in range(self.count):
+        for i in range(self.plan.leaf_count):
             if param[i] != known[i]:
                 return False
-            if not is_plain(&self.leaves[i], &self.slots[i], param[i], grad[i]):
+            if not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
                 self._admit(i, <object>grad[i])
-            if self.leaves[i].array[c.RMSP_GRAD] != NULL:
-                total += self.leaves[i].n
+            total += given(&self.plan.leaves[i])
 
-        if state._options is not self.options or lr != self.lr or grad_scale != self.grad_scale:
-            self._set_coefficients(state, lr, grad_scale)
-
-        threads = thread_count() if total > c.rmsp_grain else 1
-        if total > GIL_GRAIN:
-            self.busy = True
-            with nogil:
-                c.rmsp_plan_run(self.leaves, self.count, self.groups, threads)
+        self.busy = True
+        try:
+            if self.has_extras:
+                self._step_with_extras(state, grad, total)
+            else:
+                self._run(c.RMSP_STEP, total)
+                state.step += 1
+        finally:
             self.busy = False
-        else:
-            c.rmsp_plan_run(self.leaves, self.count, self.groups, threads)
-        state.step += 1
+            if self.held:
+                self.held.clear()
         return True
+
+    cdef int _run(self, c.rmsp_op op, size_t total) except -1:
+        """An operation over all leaves, which have `total` elements; without the GIL if it is worth it."""
+        cdef int threads = thread_count() if total > c.rmsp_grain else 1
+        if total > GIL_GRAIN:
+            with nogil:
+                c.rmsp_plan_run(&self.plan, op, total, threads)
+        else:
+            c.rmsp_plan_run(&self.plan, op, total, threads)
+        return 0
+
+    cdef int _step_with_extras(self, object state, PyObject **grad, size_t total) except -1:
+        """Look for NaN and infinity, accumulate, clip by norm, step: what each of them is wanted for."""
+        cdef size_t i
+        cdef int accumulate = state._options.accumulate
+        if state._options.on_nonfinite != "propagate":
+            self._run(c.RMSP_SUMSQ, total)
+            for i in range(self.plan.leaf_count):
+                if self.plan.leaves[i].array[c.RMSP_GRAD] != NULL and not isfinite(c.rmsp_leaf_sumsq(&self.plan.leaves[i])):
+                    values = <object>grad[i]
+                    values = values.values if isinstance(values, RowGrad) else values
+                    count = values.size - np.count_nonzero(np.isfinite(values))  # 0 where only the sum overflowed
+                    if count and state._options.on_nonfinite == "skip":
+                        state.skipped += 1
+                        return 0
+                    if count:
+                        raise FloatingPointError(
+                            f"{title('gradient', self.paths[i])} has {count} of {values.size} elements that are not finite"
+                        )
+        if accumulate > 1:
+            self._run(c.RMSP_ACCUMULATE, total)
+            for i in range(self.plan.leaf_count):
+                if self.plan.leaves[i].array[c.RMSP_GRAD] != NULL:
+                    self.seen[i] = 1
+            state.accumulated += 1
+            if state.accumulated < accumulate:
+                return 0
+            total = self._take_sums()
+        if self.has_norms:
+            self._run(c.RMSP_SUMSQ, total)
+            self._clip(state)
+        self._run(c.RMSP_STEP, total)
+        if accumulate > 1:
+            for i in range(self.plan.leaf_count):
+                if self.seen[i]:
+                    self.buffers[i][<int>c.RMSP_GRAD_SUM - <int>c.RMSP_SQUARE_AVG].fill(0)
+                    self.seen[i] = 0
+            state.accumulated = 0
+        state.step += 1
+        return 0
+
+    cdef size_t _take_sums(self) except? 0:
+        """Make the accumulated sums the gradients; returns how many elements they have."""
+        cdef size_t i, total = 0
+        for i in range(self.plan.leaf_count):
+            self.plan.leaves[i].array[c.RMSP_GRAD] = NULL
+            if self.seen[i]:
+                self._point(i, self.buffers[i][<int>c.RMSP_GRAD_SUM - <int>c.RMSP_SQUARE_AVG])
+                total += given(&self.plan.leaves[i])
+        return total
+
+    cdef int _clip(self, object state) except -1:
+        """Set the factor on each gradient whose norm is over its limit."""
+        cdef size_t i
+        cdef double total = 0.0, norm
+        cdef object common = state._options.clip_global_norm
+        for i in range(self.plan.leaf_count):
+            if common is not None and self.plan.leaves[i].array[c.RMSP_GRAD] != NULL:
+                total += c.rmsp_leaf_sumsq(&self.plan.leaves[i])
+        for i in range(self.plan.leaf_count):
+            if self.plan.leaves[i].array[c.RMSP_GRAD] == NULL:
+                continue
+            limit = state._groups[self.plan.leaves[i].group][0].clip_norm if common is None else common
+            norm = sqrt(c.rmsp_leaf_sumsq(&self.plan.leaves[i]) if common is None else total)
+            norm = fabs(self.plan.groups[self.plan.leaves[i].group].coef.grad_scale) * norm
+            self.extras[i].c.clip = <double>limit / norm if limit is not None and norm > <double>limit else 1.0
+        return 0
 
     cdef tuple _snapshot(self, object tree):
         """The leaves of `tree`, or None where its structure is another one."""
@@ -344,77 +495,130 @@ cdef class Plan:
             if not isinstance(tree, (list, tuple)):
                 return None
             leaves = PyList_AsTuple(tree) if type(tree) is list else tuple(tree)
-            return leaves if len(leaves) == self.count else None
-        leaves = PyTuple_New(self.count)
+            return leaves if <size_t>len(leaves) == self.plan.leaf_count else None
+        leaves = PyTuple_New(self.plan.leaf_count)
         return leaves if gather(self.root, tree, leaves, &filled) else None
 
-    cdef int _admit(self, Py_ssize_t i, object grad) except -1:
-        """Decide in full on a gradient that is not plain: raise, or point the leaf at it and find its layout."""
-        cdef c.rmsp_leaf *leaf = &self.leaves[i]
-        leaf.array[c.RMSP_GRAD] = NULL
+    cdef int _admit(self, size_t i, object grad) except -1:
+        """Decide in full on a gradient that is not plain: raise, or point the leaf at it."""
+        cdef slot *s = &self.slots[i]
+        self.plan.leaves[i].array[c.RMSP_GRAD] = NULL
         if grad is None:
             return 0
         path, param = self.paths[i], self.params[i]
         check_parameter(title("parameter", path), param)
-        if param.size * self.slots[i].reals != leaf.n:
+        if param.size * s.reals != s.n:
             raise ValueError(f"{title('parameter', path)} has changed its size")
-        check_gradient(path, grad, param, [("parameter", param), *self._kept(i)])
-        self._lay_out(i, (param, grad, *self.buffers[i]))
+        written = [("parameter", param), *self._kept(i)]
+        if not isinstance(grad, RowGrad):
+            check_gradient(path, grad, param, written)
+            return self._point(i, grad)
+        if self.extras[i].c.grad_sum != NULL:
+            raise ValueError(
+                f"{title('gradient', path)} is a RowGrad, which cannot be accumulated: rows left out would be decayed. "
+                "Values of rows given twice are summed: give the rows of all batches at once"
+            )
+        rows, values = merge_rows(path, grad, param, written)
+        self.held.append((rows, values))
+        return self._point_rows(i, rows, values)
+
+    cdef int _point(self, size_t i, object grad) except -1:
+        """Point the leaf at a gradient of all its elements, and find how the arrays lie."""
+        cdef c.rmsp_leaf *leaf = &self.plan.leaves[i]
+        cdef slot *s = &self.slots[i]
+        cdef extras *x = &self.extras[i]
+        param = self.params[i]
+        real = param.itemsize // s.reals
+        strides = {k: array.strides for k, array in enumerate((param, grad, *self.buffers[i])) if array is not None}
+        slowest_first = sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis]))
+        x.c.rows = NULL
+        x.c.layout = store_layout(&x.layout, runs_of(param.shape, strides, slowest_first, s.reals, real), real)
+        x.c.grad_order = store_layout(
+            &x.grad_order,
+            runs_of(param.shape, {<int>c.RMSP_GRAD: grad.strides}, list(range(param.ndim)), s.reals, real),
+            real,
+        )
+        leaf.n = s.n
+        leaf.extra = NULL if s.standing == NULL and x.c.layout == NULL else &x.c
         leaf.array[c.RMSP_PARAM] = cnp.PyArray_DATA(<cnp.ndarray?>param)
         leaf.array[c.RMSP_GRAD] = cnp.PyArray_DATA(<cnp.ndarray?>grad)
         return 0
 
-    cdef int _lay_out(self, Py_ssize_t i, tuple arrays) except -1:
-        """Order the axes from the slowest of the parameter to its fastest, and join those that lie in one run."""
-        cdef c.rmsp_leaf *leaf = &self.leaves[i]
+    cdef int _point_rows(self, size_t i, object rows, object values) except -1:
+        """Point the leaf at a gradient of some rows, each of which lies like the others."""
+        cdef c.rmsp_leaf *leaf = &self.plan.leaves[i]
         cdef slot *s = &self.slots[i]
-        cdef int axis, k
-        param = arrays[0]
-        present = [(k, array) for k, array in enumerate(arrays) if array is not None]
+        cdef extras *x = &self.extras[i]
+        cdef int k
+        param = self.params[i]
         real = param.itemsize // s.reals
-        axes = []
-        for axis in sorted(range(param.ndim), key=lambda axis: -abs(param.strides[axis])):
-            if param.shape[axis] != 1:
-                axes.append((param.shape[axis], {k: array.strides[axis] for k, array in present}))
-        if s.reals == 2 or not axes:
-            axes.append((s.reals, {k: real for k, _ in present}))
-        runs = axes[:1]
-        for length, strides in axes[1:]:
-            outer_length, outer = runs[-1]
-            if all([outer[k] == strides[k] * length for k in strides]):
-                runs[-1] = (outer_length * length, strides)
-            else:
-                runs.append((length, strides))
-
-        leaf.layout = NULL
-        if len(runs) == 1 and all([stride == real for stride in runs[0][1].values()]):
-            return 0
-        if s.layout == NULL:
-            s.layout = <c.rmsp_layout *>PyMem_Calloc(1, sizeof(c.rmsp_layout))
-            if s.layout == NULL:
-                raise MemoryError()
-        s.layout.ndim = len(runs)
-        for axis, (length, strides) in enumerate(runs):
-            s.layout.shape[axis] = length
-            for k, stride in strides.items():
-                s.layout.stride[k][axis] = stride
-        leaf.layout = s.layout
+        arrays = {k: array for k, array in enumerate((param, values, *self.buffers[i])) if array is not None}
+        for k, array in arrays.items():
+            x.rows.stride[k] = array.strides[0]
+        x.rows.count = len(rows)
+        x.rows.index = <const ptrdiff_t *>cnp.PyArray_DATA(<cnp.ndarray?>rows)
+        strides = {k: array.strides[1:] for k, array in arrays.items()}
+        axes = sorted(range(param.ndim - 1), key=lambda axis: -abs(param.strides[axis + 1]))
+        x.c.rows = &x.rows
+        x.c.layout = store_layout(&x.layout, runs_of(param.shape[1:], strides, axes, s.reals, real), real)
+        x.c.grad_order = NULL
+        leaf.n = s.n // len(param) if len(param) else 0
+        leaf.extra = &x.c
+        leaf.array[c.RMSP_PARAM] = cnp.PyArray_DATA(<cnp.ndarray?>param)
+        leaf.array[c.RMSP_GRAD] = cnp.PyArray_DATA(<cnp.ndarray?>values)
         return 0
 
+    def check_coefficients(self, object state):
+        """Refuse numbers of `state` that a dtype in use cannot hold: raises ValueError."""
+        self._set_coefficients(state, None, 1.0)
+
     cdef int _set_coefficients(self, object state, object lr, object grad_scale) except -1:
-        cdef Py_ssize_t i
+        """Make the coefficients of the next step, and if the options are other ones, what they need."""
+        cdef size_t i
+        cdef c.rmsp_coef coef
+        cdef object old = self.options
+        options = state._options
         self.options = None
-        groups = state.coefficients(lr, grad_scale)
-        for _, numbers in groups:
+        groups = list(state.coefficients(lr, grad_scale))
+        for _, numbers, _ in groups:
             for dtype in self.dtypes:
                 numbers.check_dtype(dtype)
-        for i, (variant, numbers) in enumerate(groups):
-            self.groups[i].variant = c.rmsp_variant_index(MOMENTUM[variant.momentum], variant.centered, variant.l2)
-            self.groups[i].coef = numbers._asdict()
+        self.has_norms = options.clip_global_norm is not None or any(
+            [of_group.clip_norm is not None for of_group, _ in state._groups]
+        )
+        wants_sums = self.has_norms or options.on_nonfinite != "propagate"
+        self.has_extras = wants_sums or options.ema is not None or options.accumulate > 1
+        if wants_sums and self.sums == NULL:
+            self._make_sums()
+        if options is not old:
+            for i in range(self.plan.leaf_count):
+                self.slots[i].standing = &self.extras[i] if self.has_extras else NULL
+                self.extras[i].c.clip = 1.0
+        for i, (variant, numbers, ema) in enumerate(groups):
+            coef = numbers._asdict()
+            self.plan.scale = coef.grad_scale
+            if options.accumulate > 1:
+                coef.grad_scale = 1.0 / options.accumulate  # the sum is unscaled already
+            self.plan.groups[i].variant = c.rmsp_variant_index(MOMENTUM[variant.momentum], variant.centered, variant.l2)
+            self.plan.groups[i].coef = coef
+            self.plan.groups[i].ema = ema
         self.lr = lr
         self.grad_scale = grad_scale
-        if not state.options.bias_correction:
-            self.options = state.options
+        if state.steady:
+            self.options = options
+        return 0
+
+    cdef int _make_sums(self) except -1:
+        cdef size_t i, spans = 0
+        for i in range(self.plan.leaf_count):
+            spans += self.slots[i].n // c.RMSP_SPAN + 1
+        self.sums = <double *>PyMem_Calloc(spans, sizeof(double))
+        if self.sums == NULL:
+            raise MemoryError()
+        spans = 0
+        for i in range(self.plan.leaf_count):
+            self.extras[i].c.span_sums = self.sums + spans
+            spans += self.slots[i].n // c.RMSP_SPAN + 1
         return 0
 
 

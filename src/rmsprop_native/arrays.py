@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,95 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["check_array", "check_distinct", "check_gradient", "check_parameter", "title"]
+__all__ = ["RowGrad", "check_array", "check_distinct", "check_gradient", "check_parameter", "merge_rows", "title"]
 
 _DTYPES = (np.float32, np.float64, np.complex64, np.complex128)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowGrad:
+    """A gradient that is zero but for some rows of its parameter, as of an embedding table.
+
+    Only those rows of the parameter, and of its state, move ("lazy", as in TensorFlow): the others are not decayed.
+    Averaged weights follow likewise. The cost is proportional to the rows given, not to the table.
+
+    Parameters
+    ----------
+    rows : array_like of int, shape (k,)
+        Indices into the first axis of the parameter, from 0. Values of a row that is given more than once are summed
+        first, in the order given.
+    values : numpy.ndarray, shape (k, ...)
+        The gradient of each of these rows, of the dtype of the parameter and the shape of its rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmsprop_native as rms
+    >>> table = np.zeros((1000, 2))
+    >>> state = rms.init(table, lr=0.5, rho=0.75, eps=0.0)
+    >>> table = rms.update_(table, rms.RowGrad([3, 7, 3], np.array([[1.0, 1.0], [2.0, 2.0], [1.0, 1.0]])), state)
+    >>> np.flatnonzero(table.any(axis=1))
+    array([3, 7])
+    >>> table[3], state.square_avg[3]
+    (array([-1., -1.]), array([1., 1.]))
+    """
+
+    rows: Any
+    values: Any
+
+
+def merge_rows(
+    path: str, grad: RowGrad, param: NDArray[Any], written: Iterable[tuple[str, NDArray[Any]]]
+) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """Check a gradient of rows, and sum up rows given more than once.
+
+    Parameters
+    ----------
+    path, param, written
+        As for `check_gradient`.
+    grad : RowGrad
+        The gradient.
+
+    Returns
+    -------
+    rows : numpy.ndarray of numpy.intp, shape (k,)
+        Each row once, in increasing order.
+    values : numpy.ndarray, shape (k, ...)
+        Their values, C-contiguous.
+
+    Raises
+    ------
+    TypeError
+        If `rows` are not integers, or `values` not an array of the parameter's dtype.
+    ValueError
+        If a shape does not fit, or `values` overlap an array that the step writes.
+    IndexError
+        If the parameter has no such row; the message names it.
+    """
+    name = title("gradient", path)
+    rows, values = np.asarray(grad.rows), grad.values
+    if rows.size == 0 and not isinstance(grad.rows, np.ndarray):
+        rows = rows.astype(np.intp)
+    if rows.dtype.kind not in "iu":
+        raise TypeError(f"{name} has rows of dtype {rows.dtype}, not integers")
+    if param.ndim == 0 or rows.ndim != 1:
+        raise ValueError(f"{name} has rows of shape {rows.shape}, its parameter has shape {param.shape}")
+    _check_values(name, values, param, (len(rows), *param.shape[1:]), written)
+    outside = np.flatnonzero((rows < 0) | (rows >= len(param)))
+    if outside.size:
+        raise IndexError(
+            f"{name} has row {rows[outside[0]]} at place {outside[0]}, its parameter has {len(param)} rows"
+        )
+    rows = np.ascontiguousarray(rows, dtype=np.intp)
+    if np.all(rows[1:] > rows[:-1]):
+        return rows, np.ascontiguousarray(values)
+    distinct, first, place = np.unique(rows, return_index=True, return_inverse=True)
+    sums = np.ascontiguousarray(values[first])
+    again = np.ones(len(rows), bool)
+    again[first] = False
+    with np.errstate(all="ignore"):
+        np.add.at(sums, place[again], values[again])
+    return distinct, sums
 
 
 def title(what: str, path: str) -> str:
@@ -94,13 +181,19 @@ def check_gradient(path: str, grad: object, param: NDArray[Any], written: Iterab
     ValueError
         If its shape is not its parameter's, it is misaligned, or it overlaps an array that the step writes.
     """
-    name = title("gradient", path)
+    _check_values(title("gradient", path), grad, param, param.shape, written)
+
+
+def _check_values(
+    name: str, grad: object, param: NDArray[Any], shape: tuple[int, ...], written: Iterable[tuple[str, NDArray[Any]]]
+) -> None:
     check_array(name, grad)
     assert isinstance(grad, np.ndarray)
     if grad.dtype != param.dtype:
         raise TypeError(f"{name} has dtype {grad.dtype}, its parameter has {param.dtype}")
-    if grad.shape != param.shape:
-        raise ValueError(f"{name} has shape {grad.shape}, its parameter has {param.shape}")
+    if grad.shape != shape:
+        rows = "" if shape == param.shape else f"; the values of {shape[0]} rows have {shape}"
+        raise ValueError(f"{name} has shape {grad.shape}, its parameter has {param.shape}{rows}")
     for other, array in written:
         if _share_memory(grad, array):
             raise ValueError(f"{name} overlaps its {other} in memory")

@@ -25,7 +25,7 @@ def update_(params: Params, grads: Any, state: State, *, lr: float | None = None
         What `init` was called with, or arrays of the same structure, shapes and dtypes. They are written.
     grads : numpy.ndarray or nested container of them
         The gradients, in the structure of `params`: dicts are matched by key. None where a parameter has no
-        gradient; nothing of it moves then. Shapes and dtypes are those of the parameters. Never written, may be
+        gradient; nothing of it moves then. A `RowGrad` moves some rows only. Shapes and dtypes are those of the parameters. Never written, may be
         read-only, and of any memory layout.
     state : State
         Written: its running means, and its number of steps.
@@ -46,6 +46,10 @@ def update_(params: Params, grads: Any, state: State, *, lr: float | None = None
     ValueError
         If the structures differ, a gradient's shape is not its parameter's, a gradient overlaps its parameter or
         the state, a parameter is read-only, or a number is out of its range. The message names the leaf.
+    IndexError
+        If a `RowGrad` has a row that its parameter has not.
+    FloatingPointError
+        If a gradient is not finite and the state's ``on_nonfinite`` is "raise".
     RuntimeError
         If another thread is inside a step of the same state.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmsprop_native.functional import update_
 from rmsprop_native.state import init
+
+if TYPE_CHECKING:
+    from rmsprop_native.options import Schedule
 
 __all__ = ["RMSProp"]
 
@@ -18,7 +21,7 @@ class RMSProp:
     params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
         The parameters, which `step` changes in place; float32, float64, complex64 or complex128, of any shape.
     **options
-        The hyper-parameters; see `Options`.
+        The hyper-parameters, `preset` and `overrides`; see `init`.
 
     Attributes
     ----------
@@ -26,7 +29,7 @@ class RMSProp:
         The parameters.
     state : State
         Running means, options, number of steps.
-    lr : float
+    lr : float or callable
         The learning rate; may be assigned.
 
     Raises
@@ -76,10 +79,10 @@ class RMSProp:
         update_(self.params, grads, self.state, lr=lr, grad_scale=grad_scale)
 
     @property
-    def lr(self) -> float:
+    def lr(self) -> float | Schedule:
         """The learning rate."""
         return self.state.options.lr
 
     @lr.setter
-    def lr(self, lr: float) -> None:
-        self.state.options = self.state.options.replace(lr=lr)
+    def lr(self, lr: float | Schedule) -> None:
+        self.state.replace(lr=lr)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from fnmatch import fnmatchcase
+from numbers import Integral, Real
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Coefficients", "Options", "Variant"]
+__all__ = ["OVERRIDABLE", "PRESETS", "Coefficients", "Options", "Variant", "make_options", "override"]
+
+Schedule: TypeAlias = Callable[[int], float]
 
 
 class Variant(NamedTuple):
@@ -75,8 +80,8 @@ class Options:
 
     Parameters
     ----------
-    lr : float, default 1e-3
-        Learning rate, finite and >= 0.
+    lr : float or callable, default 1e-3
+        Learning rate, finite and >= 0; or a function of the number of steps already taken, for a schedule.
     rho : float, default 0.9
         Decay of the running means, 0 <= rho < 1. torch and TF1 write alpha and decay.
     eps : float, default 1e-8
@@ -103,6 +108,17 @@ class Options:
         Step along the gradient, not against it.
     clip_value : float, optional
         Clamp each gradient element to ``[-clip_value, clip_value]``; positive.
+    clip_norm : float, optional
+        Scale each gradient array whose Euclidean norm is larger down to this norm; positive.
+    clip_global_norm : float, optional
+        Scale all gradients alike so that their common Euclidean norm is at most this; positive.
+    accumulate : int, default 1
+        Take a step at every `accumulate`-th call only, with the mean of the gradients since the last one.
+    ema : float, optional
+        Keep averaged weights, ``ema * average + (1 - ema) * param`` after each step, 0 <= ema < 1; the first step copies.
+    on_nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a call does with a NaN or infinity in any gradient: spread it to its own elements, do nothing but count
+        itself in ``state.skipped``, or raise FloatingPointError before anything is written.
 
     Raises
     ------
@@ -110,6 +126,10 @@ class Options:
         If a value is of the wrong kind.
     ValueError
         If a number is not finite or out of its range, or two options contradict each other.
+
+    Notes
+    -----
+    The order, whatever is chosen: unscale (``grad_scale``), accumulate, clip, weight decay, step, averaged weights.
 
     Examples
     --------
@@ -122,7 +142,7 @@ class Options:
     ValueError: rho must be in [0, 1), got 1.0
     """
 
-    lr: float = 1e-3
+    lr: float | Schedule = 1e-3
     rho: float = 0.9
     eps: float = 1e-8
     eps_inside_sqrt: bool = False
@@ -136,17 +156,34 @@ class Options:
     decoupled_weight_decay: bool = False
     maximize: bool = False
     clip_value: float | None = None
+    clip_norm: float | None = None
+    clip_global_norm: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+    on_nonfinite: Literal["propagate", "skip", "raise"] = "propagate"
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
-            object.__setattr__(self, name, _number(name, getattr(self, name), low, high))
+            value = getattr(self, name)
+            if not (value is None and name == "ema") and not (callable(value) and name == "lr"):
+                object.__setattr__(self, name, _number(name, value, low, high))
         for name in _FLAGS:
             flag = getattr(self, name)
             if not isinstance(flag, bool | np.bool):
                 raise TypeError(f"{name} must be a bool, got {flag!r}")
             object.__setattr__(self, name, bool(flag))
-        if self.clip_value is not None:
-            object.__setattr__(self, "clip_value", _positive("clip_value", self.clip_value))
+        clips = [name for name in _CLIPS if getattr(self, name) is not None]
+        for name in clips:
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
+        if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, Integral):
+            raise TypeError(f"accumulate must be an int, got {self.accumulate!r}")
+        object.__setattr__(self, "accumulate", int(self.accumulate))
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        if self.on_nonfinite not in ("propagate", "skip", "raise"):
+            raise ValueError(f"on_nonfinite must be 'propagate', 'skip' or 'raise', got {self.on_nonfinite!r}")
+        if len(clips) > 1:
+            raise ValueError(f"{' and '.join(clips)} are two ways to clip; give one")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum > 0")
         if self.bias_correction and self.initial_square_avg != 0:
@@ -168,7 +205,13 @@ class Options:
     @property
     def buffers(self) -> tuple[str, ...]:
         """The names of the arrays kept for each parameter."""
-        wanted = {"square_avg": True, "momentum_buffer": self.momentum != 0, "grad_avg": self.centered}
+        wanted = {
+            "square_avg": True,
+            "momentum_buffer": self.momentum != 0,
+            "grad_avg": self.centered,
+            "ema": self.ema is not None,
+            "grad_sum": self.accumulate > 1,
+        }
         return tuple(name for name, kept in wanted.items() if kept)
 
     def coefficients(self, t: int, lr: float | None = None, grad_scale: float = 1.0) -> Coefficients:
@@ -192,7 +235,9 @@ class Options:
         TypeError, ValueError
             If `lr` or `grad_scale` is not a finite number, or `lr` is negative.
         """
-        lr = self.lr if lr is None else _number("lr", lr, *_RANGES["lr"])
+        if lr is None:
+            lr = self.lr(t - 1) if callable(self.lr) else self.lr
+        lr = _number("lr", lr, *_RANGES["lr"])
         grad_scale = _number("grad_scale", grad_scale, -math.inf, math.inf)
         lr_outside = self.momentum != 0 and not self.lr_in_momentum
         return Coefficients(
@@ -229,15 +274,115 @@ class Options:
         ValueError
             If the change needs other arrays than the state has, or a check fails.
         """
-        new = replace(self, **changes)
+        new: Self = replace(self, **changes)
         if new.buffers != self.buffers:
             raise ValueError(
                 f"the state keeps {', '.join(self.buffers)}; {_changed(changes)} would need "
-                f"{', '.join(new.buffers)}: make a new state with init()"
+                f"{', '.join(new.buffers)}: call init() again"
             )
         if new.initial_square_avg != self.initial_square_avg:
-            raise ValueError("initial_square_avg has been used: make a new state with init()")
+            raise ValueError("initial_square_avg has been used: call init() again")
         return new
+
+
+# What the frameworks mean by RMSProp, as far as it differs from the defaults of Options. docs/meanings.md says where
+# each number comes from. TF1, optax and paddle have no default learning rate.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "torch": {"lr": 1e-2, "rho": 0.99, "eps": 1e-8},
+        "keras": {
+            "lr": 1e-3, "rho": 0.9, "eps": 1e-7, "eps_inside_sqrt": True, "lr_in_momentum": True,
+            "decoupled_weight_decay": True,
+        },
+        "tf1": {
+            "rho": 0.9, "eps": 1e-10, "eps_inside_sqrt": True, "lr_in_momentum": True, "initial_square_avg": 1.0,
+        },
+        "optax": {"rho": 0.9, "eps": 1e-8, "eps_inside_sqrt": True, "lr_in_momentum": True},
+        "timm": {
+            "lr": 1e-2, "rho": 0.9, "eps": 1e-10, "eps_inside_sqrt": True, "lr_in_momentum": True,
+            "initial_square_avg": 1.0,
+        },
+        "sb3": {"lr": 1e-2, "rho": 0.99, "eps": 1e-8, "eps_inside_sqrt": True, "initial_square_avg": 1.0},
+        "paddle": {"rho": 0.95, "eps": 1e-6, "eps_inside_sqrt": True, "lr_in_momentum": True},
+        "graves": {
+            "lr": 1e-4, "rho": 0.95, "eps": 1e-4, "eps_inside_sqrt": True, "momentum": 0.9, "lr_in_momentum": True,
+            "centered": True,
+        },
+    }
+)  # fmt: skip
+
+# What overrides may change for some leaves: numbers that decide neither which arrays exist nor when a step is taken.
+OVERRIDABLE = ("lr", "rho", "eps", "momentum", "weight_decay", "clip_value", "clip_norm")
+
+
+def make_options(preset: str | None, **explicit: Any) -> Options:
+    """The options of a preset, where `explicit` ones win.
+
+    Parameters
+    ----------
+    preset : str or None
+        A key of `PRESETS`, or None for the defaults of `Options`.
+    **explicit
+        As for `Options`.
+
+    Returns
+    -------
+    Options
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset, or a check of `Options` fails.
+    TypeError
+        If there is no option of that name, or it is of the wrong kind.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}; choose from {', '.join(map(repr, PRESETS))}")
+    return Options(**{**(PRESETS[preset] if preset else {}), **explicit})
+
+
+def override(
+    options: Options, overrides: Mapping[str, Mapping[str, Any]], paths: list[str]
+) -> list[tuple[Options, bool]]:
+    """The options of each leaf.
+
+    Parameters
+    ----------
+    options : Options
+        Those of leaves that no pattern changes.
+    overrides : mapping of str to mapping
+        Patterns over leaf paths, as of `fnmatch`, to the options they change; where several match, the last one wins.
+    paths : list of str
+        The paths of the leaves.
+
+    Returns
+    -------
+    list of (Options, bool)
+        For each leaf its options, and whether its learning rate is its own; leaves with the same ones share the object.
+
+    Raises
+    ------
+    ValueError
+        If a pattern matches no leaf, names an option that cannot differ between leaves, or a check of `Options` fails.
+    """
+    changes: list[dict[str, Any]] = [{} for _ in paths]
+    for pattern, numbers in overrides.items():
+        for name in numbers:
+            if name not in OVERRIDABLE:
+                raise ValueError(f"overrides[{pattern!r}] cannot change {name!r}; only {', '.join(OVERRIDABLE)}")
+        matched = [i for i, path in enumerate(paths) if fnmatchcase(path, pattern)]
+        if not matched:
+            raise ValueError(f"overrides[{pattern!r}] matches none of {', '.join(map(repr, paths))}")
+        for i in matched:
+            changes[i] |= numbers
+    made = {"{}": (options, False)}
+    for path, change in zip(paths, changes, strict=True):
+        if repr(change) not in made:
+            try:
+                made[repr(change)] = options.replace(**change), "lr" in change
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"overrides for {path!r}: {error}") from None
+    return [made[repr(change)] for change in changes]
 
 
 def _changed(changes: dict[str, Any]) -> str:
@@ -251,7 +396,9 @@ _RANGES = {
     "momentum": (0.0, 1.0),
     "initial_square_avg": (0.0, math.inf),
     "weight_decay": (0.0, math.inf),
+    "ema": (0.0, 1.0),
 }
+_CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
 _FLAGS = (
     "eps_inside_sqrt",
     "nesterov",

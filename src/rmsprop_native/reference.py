@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from rmsprop_native.options import Coefficients, Variant
 
-__all__ = ["step"]
+__all__ = ["clip_factors", "lerp", "merge_rows", "step", "sumsq"]
 
 
 def step(
@@ -85,6 +86,142 @@ def step(
             u = u + k.momentum * b if variant.momentum == "nesterov" else b
         p = k.shrink * p - k.lr_out * u
     return p, v, b if variant.momentum != "none" else None, a if variant.centered else None
+
+
+def sumsq(grad: NDArray[Any]) -> float:
+    """The sum of squares in double, in the order of the compiled kernels: same bits.
+
+    Over the elements in C order: spans of 16384, in each blocks of 512, in each 16 sums side by side that are folded in
+    halves; blocks, and then spans, are added one after another.
+
+    Parameters
+    ----------
+    grad : numpy.ndarray
+        Of any shape and layout; the squares of a complex number are those of its two parts.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import sumsq
+    >>> sumsq(np.array([3.0, 4.0], np.float32))
+    25.0
+    """
+    x = _as_pairs(grad, grad.real.dtype).astype(np.float64)
+    total = np.float64(0)
+    with np.errstate(all="ignore"):
+        for span in range(0, x.size, 16384):
+            span_total = np.float64(0)
+            for block in range(span, min(span + 16384, x.size), 512):
+                squares = x[block : block + 512] ** 2
+                lanes = np.zeros(16)
+                for start in range(0, squares.size, 16):
+                    lanes[: squares.size - start] += squares[start : start + 16]
+                while lanes.size > 1:
+                    lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+                span_total += lanes[0]
+            total += span_total
+    return float(total)
+
+
+def clip_factors(
+    grads: list[NDArray[Any] | None], clip_norms: list[float | None], clip_global_norm: float | None, scale: float
+) -> list[float]:
+    """The factor on each gradient that clips norms: ``min(1, limit / norm)``; 1 where the norm is NaN.
+
+    Parameters
+    ----------
+    grads : list of (numpy.ndarray or None)
+        The gradients before unscaling.
+    clip_norms : list of (float or None)
+        The limit of each gradient's own norm.
+    clip_global_norm : float or None
+        The limit of their common norm.
+    scale : float
+        The factor that unscales them.
+
+    Returns
+    -------
+    list of float
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import clip_factors
+    >>> clip_factors([np.array([3.0, 4.0]), None], [2.5, 2.5], None, 1.0)
+    [0.5, 1.0]
+    """
+    sums = [0.0 if grad is None else sumsq(grad) for grad in grads]
+    if clip_global_norm is not None:
+        total = 0.0
+        for one in sums:
+            total += one
+        sums = [total] * len(sums)
+        clip_norms = [clip_global_norm] * len(sums)
+    norms = [abs(scale) * math.sqrt(one) for one in sums]
+    return [
+        limit / norm if limit is not None and norm > limit else 1.0
+        for norm, limit in zip(norms, clip_norms, strict=True)
+    ]
+
+
+def lerp(average: NDArray[Any], x: NDArray[Any], a: float, b: float) -> NDArray[Any]:
+    """``a * average + b * x``, `a` and `b` rounded once: averaged weights, and with ``a = 1`` accumulated gradients.
+
+    Parameters
+    ----------
+    average, x : numpy.ndarray
+        Of one shape and dtype.
+    a, b : float
+        The weights.
+
+    Returns
+    -------
+    numpy.ndarray
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import lerp
+    >>> lerp(np.array([1.0]), np.array([3.0]), 0.5, 0.5)
+    array([2.])
+    """
+    real = average.real.dtype
+    with np.errstate(all="ignore"):
+        sums = real.type(a) * _as_pairs(average, real) + real.type(b) * _as_pairs(x, real)
+    return sums.view(average.dtype).reshape(average.shape)
+
+
+def merge_rows(rows: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Each row once, values of a row given more than once added in the order given.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray of int, shape (k,)
+        Row indices.
+    values : numpy.ndarray, shape (k, ...)
+        Their gradients.
+
+    Returns
+    -------
+    rows, values : numpy.ndarray
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import merge_rows
+    >>> merge_rows(np.array([3, 7, 3]), np.array([1.0, 2.0, 4.0]))
+    (array([3, 7]), array([5., 2.]))
+    """
+    sums: dict[int, Any] = {}
+    with np.errstate(all="ignore"):
+        for row, value in zip(rows.tolist(), values, strict=True):
+            sums[row] = sums[row] + value if row in sums else value
+    shape = (len(sums), *values.shape[1:])
+    return np.array(list(sums), np.intp), np.array(list(sums.values()), values.dtype).reshape(shape)
 
 
 def _as_pairs(array: NDArray[Any], real: np.dtype[Any]) -> NDArray[Any]:

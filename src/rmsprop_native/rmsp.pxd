@@ -31,6 +31,7 @@ cdef extern from "rmsp.h" nogil:
 
     ctypedef struct rmsp_group:
         int variant
+        double ema
         rmsp_coef coef
 
     enum:
@@ -39,22 +40,50 @@ cdef extern from "rmsp.h" nogil:
         RMSP_SQUARE_AVG
         RMSP_MOMENTUM_BUFFER
         RMSP_GRAD_AVG
+        RMSP_EMA
+        RMSP_GRAD_SUM
         RMSP_ARRAY_COUNT
         RMSP_MAX_NDIM
 
     ctypedef struct rmsp_layout:
         int ndim
         size_t shape[65]
-        ptrdiff_t stride[5][65]
+        ptrdiff_t stride[7][65]
+
+    ctypedef struct rmsp_rows:
+        size_t count
+        const ptrdiff_t *index
+        ptrdiff_t stride[7]
+
+    ctypedef struct rmsp_extra:
+        void *ema
+        void *grad_sum
+        const rmsp_layout *layout
+        const rmsp_layout *grad_order
+        const rmsp_rows *rows
+        double *span_sums
+        double clip
 
     ctypedef struct rmsp_leaf:
         void *array[5]
         size_t n
-        const rmsp_layout *layout
+        rmsp_extra *extra
         uint32_t group
         uint32_t dtype
 
-    void rmsp_plan_run(const rmsp_leaf *leaves, size_t leaf_count, const rmsp_group *groups, int threads) noexcept
+    ctypedef struct rmsp_plan:
+        rmsp_leaf *leaves
+        size_t leaf_count
+        rmsp_group *groups
+        double scale
+
+    ctypedef enum rmsp_op:
+        RMSP_STEP
+        RMSP_SUMSQ
+        RMSP_ACCUMULATE
+
+    void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total, int threads) noexcept
+    double rmsp_leaf_sumsq(const rmsp_leaf *leaf) noexcept
     size_t rmsp_grain
     const size_t RMSP_SPAN
     int rmsp_max_threads() noexcept

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmsprop_native._core import Plan
+from rmsprop_native._core import BUFFERS, Plan
 from rmsprop_native.arrays import check_parameter, title
-from rmsprop_native.options import Options
+from rmsprop_native.options import Options, make_options, override
 from rmsprop_native.tree import Tree, flatten
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from numpy.typing import NDArray
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "init"]
 
-_BUFFERS = ("square_avg", "momentum_buffer", "grad_avg")
-
 
 class State:
     """What RMSProp remembers between steps; made by `init`.
@@ -29,13 +28,17 @@ class State:
     Attributes
     ----------
     options : Options
-        The hyper-parameters in force. Assign ``options.replace(lr=...)`` to change numbers.
+        The hyper-parameters in force; `replace` changes numbers.
     step : int
         Steps taken so far.
+    skipped : int
+        Calls that did nothing because a gradient was not finite (``on_nonfinite="skip"``).
+    accumulated : int
+        Calls since the last step, with ``accumulate`` > 1.
     square_avg : array or nested container of arrays
         The running mean of squared gradients: structure, shapes and dtypes of the parameters.
-    momentum_buffer, grad_avg : array or nested container of arrays, or None
-        Likewise, with momentum and if centered; else None.
+    momentum_buffer, grad_avg, ema, grad_sum : array or nested container of arrays, or None
+        Likewise, with momentum, if centered, with averaged weights, and while accumulating; else None.
 
     Notes
     -----
@@ -43,26 +46,85 @@ class State:
     at once: the second gets a RuntimeError.
     """
 
-    __slots__ = ("_buffers", "_options", "_plan", "_structure", "step")
+    __slots__ = (
+        "_buffers",
+        "_groups",
+        "_leaf_groups",
+        "_options",
+        "_overrides",
+        "_plan",
+        "_seen",
+        "_structure",
+        "accumulated",
+        "skipped",
+        "step",
+    )
 
-    def __init__(self, structure: Tree, options: Options, buffers: dict[str, list[NDArray[Any]]], step: int) -> None:
+    def __init__(
+        self,
+        structure: Tree,
+        options: Options,
+        overrides: Mapping[str, Mapping[str, Any]],
+        buffers: dict[str, list[NDArray[Any]]],
+    ) -> None:
         self._structure = structure
-        self._options = options
+        self._overrides = {pattern: dict(numbers) for pattern, numbers in overrides.items()}
         self._buffers = buffers
+        self._seen = bytearray(structure.size)  # the leaves that had a gradient since the last step
         self._plan: Plan | None = None
-        self.step = step
+        self.step = self.skipped = self.accumulated = 0
+        self._set_options(options)
 
     def __repr__(self) -> str:
-        return f"State(step={self.step}, leaves={self._structure.size}, options={self._options!r})"
+        overrides = f", overrides={self._overrides}" if self._overrides else ""
+        return f"State(step={self.step}, leaves={self._structure.size}, options={self._options!r}{overrides})"
 
     @property
     def options(self) -> Options:
         """The hyper-parameters in force."""
         return self._options
 
-    @options.setter
-    def options(self, options: Options) -> None:
-        self._options = self._options.replace(**{name: getattr(options, name) for name in options.__slots__})
+    def replace(self, **changes: Any) -> None:
+        """Change numbers from the next step on; what `overrides` gave a leaf of its own stays.
+
+        Parameters
+        ----------
+        **changes
+            Any options that leave the arrays of the state as they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Options.replace`; nothing has been changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsprop_native as rms
+        >>> state = rms.init(np.zeros(3), lr=0.1)
+        >>> state.replace(lr=0.01, weight_decay=0.1)
+        >>> state.options
+        Options(lr=0.01, rho=0.9, weight_decay=0.1)
+        >>> state.replace(momentum=0.9)
+        Traceback (most recent call last):
+        ...
+        ValueError: the state keeps square_avg; momentum=0.9 would need square_avg, momentum_buffer: call init() again
+        """
+        options = self._options.replace(**changes)
+        if options.accumulate != self._options.accumulate and self.accumulated:
+            raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
+        self._set_options(options)
+
+    def _set_options(self, options: Options) -> None:
+        """Take `options`, and find the groups of leaves that share theirs."""
+        if self._plan is not None and self._plan.busy:
+            raise RuntimeError("another thread is inside a step of this state; give each thread a state of its own")
+        of_leaves = override(options, self._overrides, list(self._structure.paths()))
+        groups = list(dict.fromkeys([(options, False), *of_leaves]))
+        leaf_groups = tuple(groups.index(of_leaf) for of_leaf in of_leaves)
+        if self._plan is not None and leaf_groups != self._leaf_groups:
+            self._plan = None
+        self._options, self._groups, self._leaf_groups = options, groups, leaf_groups
 
     @property
     def square_avg(self) -> Any:
@@ -79,24 +141,66 @@ class State:
         """The running mean of gradients, in the structure of the parameters; None if not centered."""
         return self._tree("grad_avg")
 
+    @property
+    def ema(self) -> Any:
+        """The averaged weights, in the structure of the parameters; None without them."""
+        return self._tree("ema")
+
+    @property
+    def grad_sum(self) -> Any:
+        """The sum of the gradients since the last step, in the structure of the parameters; None if not accumulating."""
+        return self._tree("grad_sum")
+
     def _tree(self, name: str) -> Any:
         return self._structure.unflatten(iter(self._buffers[name])) if name in self._buffers else None
 
     def copy(self) -> Self:
         """A state with the same values in arrays of its own."""
-        buffers = {name: [array.copy(order="K") for array in arrays] for name, arrays in self._buffers.items()}
-        return type(self)(self._structure, self._options, buffers, self.step)
+        new = type(self).__new__(type(self))
+        structure, options, overrides, buffers, seen, *counts = self.__getstate__()
+        buffers = {name: [array.copy(order="K") for array in arrays] for name, arrays in buffers.items()}
+        new.__setstate__((structure, options, overrides, buffers, bytearray(seen), *counts))
+        return new
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._structure, self._options, self._buffers, self.step
+        counts = self.step, self.skipped, self.accumulated
+        return self._structure, self._options, self._overrides, self._buffers, self._seen, *counts
 
     def __setstate__(self, saved: tuple[Any, ...]) -> None:
-        self._structure, self._options, self._buffers, self.step = saved
+        self._structure, options, self._overrides, self._buffers, self._seen, *counts = saved
+        self.step, self.skipped, self.accumulated = counts
         self._plan = None
+        self._set_options(options)
 
-    def coefficients(self, lr: float | None, grad_scale: float) -> list[tuple[Variant, Coefficients]]:
-        """The variant and the numbers of the next step, for each group of leaves."""
-        return [(self._options.variant, self._options.coefficients(self.step + 1, lr, grad_scale))]
+    def coefficients(
+        self, lr: float | None = None, grad_scale: float = 1.0
+    ) -> Iterator[tuple[Variant, Coefficients, float]]:
+        """What the next step is made of, for each group of leaves.
+
+        Parameters
+        ----------
+        lr : float, optional
+            In place of the state's, for leaves that have none of their own.
+        grad_scale : float
+            Factor on the gradients.
+
+        Yields
+        ------
+        variant : Variant
+        numbers : Coefficients
+        ema : float
+            The decay of averaged weights; 0 at the first step, which copies.
+        """
+        for options, own_lr in self._groups:
+            numbers = options.coefficients(self.step + 1, None if own_lr else lr, grad_scale)
+            yield options.variant, numbers, 0.0 if self.step == 0 else options.ema or 0.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether the step after the next one will have the same coefficients."""
+        return (self.step > 0 or self._options.ema is None) and not any(
+            options.bias_correction or callable(options.lr) for options, _ in self._groups
+        )
 
     def plan(self, params: Any) -> Plan:
         """Bind to `params`: a plan for stepping them, kept for the next step."""
@@ -111,12 +215,18 @@ class State:
             if leaf.shape != square_avg.shape:
                 raise ValueError(f"{name} has shape {leaf.shape}, its square_avg has {square_avg.shape}")
         nothing = [None] * len(leaves)
-        buffers = tuple(zip(*(self._buffers.get(name, nothing) for name in _BUFFERS), strict=True))
-        self._plan = Plan(self._structure, leaves, buffers, (0,) * len(leaves))
+        buffers = tuple(zip(*(self._buffers.get(name, nothing) for name in BUFFERS), strict=True))
+        self._plan = Plan(self._structure, leaves, buffers, self._leaf_groups, self._seen)
         return self._plan
 
 
-def init(params: Any, **options: Any) -> State:
+def init(
+    params: Any,
+    *,
+    preset: str | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> State:
     """Make the state of an optimizer for `params`.
 
     Parameters
@@ -124,6 +234,11 @@ def init(params: Any, **options: Any) -> State:
     params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
         The parameters: float32 or float64, or complex64 or complex128, which count as pairs of reals; of any shape,
         memory order and strides. They are not changed, and not kept alive longer than the state.
+    preset : str, optional
+        A key of `PRESETS`, for what a framework means by RMSProp; explicit options win over it.
+    overrides : mapping of str to mapping, optional
+        Other numbers for some leaves: patterns over leaf paths, as of `fnmatch`, to options that change there. Where
+        several patterns match, the last one wins.
     **options
         The hyper-parameters; see `Options`.
 
@@ -138,7 +253,8 @@ def init(params: Any, **options: Any) -> State:
         If a leaf is no array, its dtype is another one, or an option is of the wrong kind.
     ValueError
         If a leaf is read-only or misaligned, two leaves share memory, an option is out of its range or contradicts
-        another one, or a number cannot be held by the dtype of a leaf.
+        another one, a number cannot be held by the dtype of a leaf, there is no such preset, or a pattern matches no
+        leaf.
 
     Examples
     --------
@@ -149,21 +265,22 @@ def init(params: Any, **options: Any) -> State:
     State(step=0, leaves=2, options=Options(lr=0.01, rho=0.9))
     >>> state.square_avg["b"]
     array([0., 0., 0.], dtype=float32)
+    >>> rms.init(np.zeros(3), preset="keras", lr=0.01).options
+    Options(lr=0.01, rho=0.9, eps=1e-07, eps_inside_sqrt=True, lr_in_momentum=True, decoupled_weight_decay=True)
     """
-    checked = Options(**options)
+    checked = make_options(preset, **options)
     leaves, structure = flatten(params)
     for path, leaf in zip(structure.paths(), leaves, strict=True):
         check_parameter(title("parameter", path), leaf)
-    buffers = {
-        name: [
-            np.full_like(leaf, checked.initial_square_avg if name == "square_avg" else 0, subok=False)
-            for leaf in leaves
-        ]
-        for name in checked.buffers
-    }
-    state = State(structure, checked, buffers, 0)
-    plan = state.plan(params)
-    for _, numbers in state.coefficients(None, 1.0):
-        for dtype in plan.dtypes:
-            numbers.check_dtype(dtype)
+
+    def filled(name: str, leaf: NDArray[Any]) -> NDArray[Any]:
+        if name == "ema":
+            return np.array(leaf, order="K", copy=True)
+        # A complex number starts as two reals: the same in both.
+        start = checked.initial_square_avg if name == "square_avg" else 0.0
+        return np.full_like(leaf, start if leaf.dtype.kind == "f" else complex(start, start), subok=False)
+
+    buffers = {name: [filled(name, leaf) for leaf in leaves] for name in checked.buffers}
+    state = State(structure, checked, overrides or {}, buffers)
+    state.plan(params).check_coefficients(state)
     return state
