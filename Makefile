@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p*)
 PY_FILES := src tests examples
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test test-peers lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
@@ -16,6 +16,9 @@ demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten dig
 
 test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/installed ## run the tests
 	$(BIN)/python -m pytest
+
+test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, optax, SB3
+	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/peers
 
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)

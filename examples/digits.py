@@ -12,9 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from dense import Params, backward, forward, init_params, softmax_loss
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from dense import Params, accuracy, backward, forward, init_params, load_digits_split, softmax_loss
 from tqdm import tqdm
 
 import rmsprop_native as rms
@@ -50,18 +48,9 @@ class Native:
         rms.update_(params, grads, self.state, lr=lr)
 
 
-def load() -> tuple[Any, Any, Any, Any]:
-    """1797 images of 8 x 8 pixels, scaled to [0, 1], float32; a quarter of them held out."""
-    images, labels = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        (images / 16).astype(np.float32), labels, test_size=0.25, stratify=labels, random_state=0
-    )
-    return x_train, x_test, y_train, y_test
-
-
 def train(epochs: int, batch: int = 32) -> dict[str, Any]:
     """Train two networks side by side, alike but for who takes the step; each step comes right after its backprop."""
-    x_train, x_test, y_train, y_test = load()
+    x_train, x_test, y_train, y_test = load_digits_split()
     nets = [init_params([64, 128, 64, 10], np.random.default_rng(0)) for _ in range(2)]
     optimizers: list[Native | PlainNumPy] = [Native(nets[0]), PlainNumPy(nets[1])]
     rng = np.random.default_rng(1)
@@ -84,7 +73,7 @@ def train(epochs: int, batch: int = 32) -> dict[str, Any]:
             times.append(took)
             batch_losses.append(loss)
         losses.append(float(np.mean(batch_losses)))
-        accuracies.append(float((forward(nets[0], x_test)[-1].argmax(axis=1) == y_test).mean()))
+        accuracies.append(accuracy(nets[0], x_test, y_test))
         progress.set_postfix(loss=f"{losses[-1]:.4f}", accuracy=f"{accuracies[-1]:.1%}")
     ours, theirs = np.median(times, axis=0)
     same = all(np.array_equal(a[key], b[key]) for a, b in zip(*nets, strict=True) for key in a)

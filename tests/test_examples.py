@@ -35,3 +35,24 @@ def test_digits(tmp_path):
     assert float(accuracy[1]) >= 97
     assert "optimizer step: " in printed
     assert "trained parameters the same to the bit: yes" in printed
+
+
+def test_linear_regression(tmp_path):
+    printed = run("linear_regression.py", tmp_path)
+    first = dict(re.findall(r"bias_correction=(\w+): first step (\d\.\d+)", printed))
+    # At the first step the corrected mean of squares is g**2, so the step is lr; without it 1 / sqrt(1 - rho) of that.
+    assert float(first["True"]) == 0.02
+    assert float(first["False"]) == 0.2
+    assert all(abs(float(weight) - 2) < 0.1 for weight in re.findall(r"last weight (\d\.\d+)", printed))
+
+
+def test_forgetting_factor(tmp_path):
+    printed = run("forgetting_factor.py", tmp_path, "--epochs", "3")
+    assert len(re.findall(r"rho 0\.\d+: last loss \d\.\d+, test accuracy \d\d\.\d %", printed)) == 4
+
+
+def test_keras_mlp_without_keras(tmp_path):
+    """With Keras it runs among the tests of peers."""
+    printed = run("keras_mlp.py", tmp_path, "--epochs", "3", "--without-keras")
+    assert "without Keras there is nothing to compare with" in printed
+    assert re.search(r"final loss, NumPy with rmsprop_native: 0\.\d{6}", printed)

@@ -107,3 +107,17 @@ def test_coefficients_are_formed_in_double():
     outside = Options(momentum=0.5, lr=0.25).coefficients(1)
     assert (outside.lr_in, outside.lr_out) == (1.0, 0.25)
     assert Options(weight_decay=0.5, decoupled_weight_decay=True, lr=0.5).coefficients(1).shrink == 0.75
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_accumulate_is_a_count(value, error):
+    with pytest.raises(error, match="accumulate must be"):
+        Options(accumulate=value)
+    assert Options(accumulate=np.int64(3)).accumulate == 3
+
+
+def test_other_refusals():
+    with pytest.raises(ValueError, match="on_nonfinite must be 'propagate', 'skip' or 'raise', got 'ignore'"):
+        Options(on_nonfinite="ignore")
+    with pytest.raises(ValueError, match="clip_value and clip_global_norm are two ways to clip; give one"):
+        Options(clip_value=1.0, clip_global_norm=1.0)

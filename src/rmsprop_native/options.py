@@ -175,11 +175,7 @@ class Options:
         clips = [name for name in _CLIPS if getattr(self, name) is not None]
         for name in clips:
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
-        if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, Integral):
-            raise TypeError(f"accumulate must be an int, got {self.accumulate!r}")
-        object.__setattr__(self, "accumulate", int(self.accumulate))
-        if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        object.__setattr__(self, "accumulate", _count("accumulate", self.accumulate))
         if self.on_nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f"on_nonfinite must be 'propagate', 'skip' or 'raise', got {self.on_nonfinite!r}")
         if len(clips) > 1:
@@ -426,6 +422,15 @@ def _range_text(low: float, high: float) -> str:
     if high < math.inf:
         return f"in [{low:g}, {high:g})"
     return "finite" if low == -math.inf else f"finite and >= {low:g}"
+
+
+def _count(name: str, value: object) -> int:
+    """`value` as an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
 
 
 def _positive(name: str, value: object) -> float:

@@ -191,7 +191,7 @@ def lerp(average: NDArray[Any], x: NDArray[Any], a: float, b: float) -> NDArray[
     """
     real = average.real.dtype
     with np.errstate(all="ignore"):
-        sums = real.type(a) * _as_pairs(average, real) + real.type(b) * _as_pairs(x, real)
+        sums: NDArray[Any] = real.type(a) * _as_pairs(average, real) + real.type(b) * _as_pairs(x, real)
     return sums.view(average.dtype).reshape(average.shape)
 
 

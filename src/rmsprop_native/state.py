@@ -60,6 +60,8 @@ class State:
         "step",
     )
 
+    _leaf_groups: tuple[int, ...]
+
     def __init__(
         self,
         structure: Tree,
