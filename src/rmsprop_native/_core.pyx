@@ -427,17 +427,17 @@ cdef class Plan:
         if state._options.on_nonfinite != "propagate":
             self._run(c.RMSP_SUMSQ, total)
             for i in range(self.plan.leaf_count):
-                if self.plan.leaves[i].array[c.RMSP_GRAD] != NULL and not isfinite(c.rmsp_leaf_sumsq(&self.plan.leaves[i])):
-                    values = <object>grad[i]
-                    values = values.values if isinstance(values, RowGrad) else values
-                    count = values.size - np.count_nonzero(np.isfinite(values))  # 0 where only the sum overflowed
-                    if count and state._options.on_nonfinite == "skip":
-                        state.skipped += 1
-                        return 0
-                    if count:
-                        raise FloatingPointError(
-                            f"{title('gradient', self.paths[i])} has {count} of {values.size} elements that are not finite"
-                        )
+                if self.plan.leaves[i].array[c.RMSP_GRAD] == NULL or isfinite(c.rmsp_leaf_sumsq(&self.plan.leaves[i])):
+                    continue
+                values = <object>grad[i]
+                values = values.values if isinstance(values, RowGrad) else values
+                count = values.size - np.count_nonzero(np.isfinite(values))  # 0 where only the sum overflowed
+                if count and state._options.on_nonfinite == "skip":
+                    state.skipped += 1
+                    return 0
+                if count:
+                    name = title("gradient", self.paths[i])
+                    raise FloatingPointError(f"{name} has {count} of {values.size} elements that are not finite")
         if accumulate > 1:
             self._run(c.RMSP_ACCUMULATE, total)
             for i in range(self.plan.leaf_count):
