@@ -196,7 +196,7 @@ def lerp(average: NDArray[Any], x: NDArray[Any], a: float, b: float) -> NDArray[
 
 
 def merge_rows(rows: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Each row once, values of a row given more than once added in the order given.
+    """Each row once, in increasing order; values of a row given more than once are added in the order given.
 
     Parameters
     ----------
@@ -213,15 +213,16 @@ def merge_rows(rows: NDArray[Any], values: NDArray[Any]) -> tuple[NDArray[Any], 
     --------
     >>> import numpy as np
     >>> from rmsprop_native.reference import merge_rows
-    >>> merge_rows(np.array([3, 7, 3]), np.array([1.0, 2.0, 4.0]))
-    (array([3, 7]), array([5., 2.]))
+    >>> merge_rows(np.array([7, 3, 7]), np.array([1.0, 2.0, 4.0]))
+    (array([3, 7]), array([2., 5.]))
     """
     sums: dict[int, Any] = {}
     with np.errstate(all="ignore"):
         for row, value in zip(rows.tolist(), values, strict=True):
             sums[row] = sums[row] + value if row in sums else value
+    order = sorted(sums)
     shape = (len(sums), *values.shape[1:])
-    return np.array(list(sums), np.intp), np.array(list(sums.values()), values.dtype).reshape(shape)
+    return np.array(order, np.intp), np.array([sums[row] for row in order], values.dtype).reshape(shape)
 
 
 def _as_pairs(array: NDArray[Any], real: np.dtype[Any]) -> NDArray[Any]:
