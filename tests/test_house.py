@@ -24,7 +24,7 @@ SOURCE = ROOT / "src"
 FLOORS = (
     ("__init__",),
     ("optimizer",),
-    ("functional", "runtime"),
+    ("functional", "runtime", "ufuncs"),
     ("state",),
     ("_core",),
     ("arrays", "options", "tree", "reference"),
@@ -128,6 +128,11 @@ def test_readme_example_runs():
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_examples_of_the_docs_run(page):
+    assert doctest.testfile(str(ROOT / "docs" / page), module_relative=False).failed == 0
 
 
 def test_import_brings_numpy_only():

@@ -140,9 +140,9 @@ typedef enum {
     RMSP_ACCUMULATE, /* grad_sum = grad_sum + scale * grad */
 } rmsp_op;
 
-/* Runs an operation over all leaves, whose gradients have `total` elements, on at most `threads` threads; small work
- * stays on one. Results do not depend on the number of threads. */
-void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total, int threads);
+/* Runs an operation over all leaves, whose gradients have `total` elements: above rmsp_grain on rmsp_thread_count()
+ * threads. Results do not depend on the number of threads. */
+void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total);
 
 /* The sum that RMSP_SUMSQ found for a leaf. */
 double rmsp_leaf_sumsq(const rmsp_leaf *leaf);
@@ -151,9 +151,14 @@ double rmsp_leaf_sumsq(const rmsp_leaf *leaf);
 extern size_t rmsp_grain;
 #define RMSP_SPAN ((size_t)1 << 14)
 
-/* Threads that OpenMP would use now (OMP_NUM_THREADS, threadpoolctl); 1 without OpenMP. */
-int rmsp_max_threads(void);
+/* The threads that large work may use: the limit if one is set, not 0, else what OpenMP gives now (OMP_NUM_THREADS,
+ * threadpoolctl); 1 without OpenMP. */
+int rmsp_thread_count(void);
+void rmsp_set_thread_limit(int limit);
 int rmsp_has_openmp(void);
+
+/* Copies n elements of `size` bytes, 4 or 8, from one stride in bytes to another. */
+void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride);
 
 /* Work on a contiguous block of n elements of each array. */
 typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context);

@@ -7,6 +7,7 @@
  * c) `#pragma omp parallel if(...)` around a function, never `parallel for simd if(...)`, whose `if` would also
  *    switch the vector instructions off.
  */
+#include <fenv.h>
 #include <string.h>
 
 #include "rmsp_isa.h"
@@ -27,10 +28,14 @@ int rmsp_has_openmp(void)
 #endif
 }
 
-int rmsp_max_threads(void)
+static int thread_limit;
+
+void rmsp_set_thread_limit(int limit) { thread_limit = limit; }
+
+int rmsp_thread_count(void)
 {
 #ifdef _OPENMP
-    return omp_get_max_threads();
+    return thread_limit > 0 ? thread_limit : omp_get_max_threads();
 #else
     return 1;
 #endif
@@ -164,21 +169,26 @@ static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t en
     }
 }
 
-void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total, int threads)
+void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total)
 {
 #ifdef _OPENMP
-    if (threads > 1 && total > rmsp_grain) {
-#pragma omp parallel num_threads(threads)
+    const int threads = total > rmsp_grain ? rmsp_thread_count() : 1;
+    if (threads > 1) {
+        /* Each thread has floating-point flags of its own; NumPy looks at the caller's for its warnings. */
+        const int watched = FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID;
+        int raised = 0;
+#pragma omp parallel num_threads(threads) reduction(| : raised)
         {
+            feclearexcept(watched);
             const size_t share = (size_t)omp_get_thread_num(), shares = (size_t)omp_get_num_threads();
             const size_t begin = total / shares * share,
                          end = share + 1 == shares ? total : total / shares * (share + 1);
             run_share(plan, op, begin, end);
+            raised |= fetestexcept(watched);
         }
+        feraiseexcept(raised);
         return;
     }
-#else
-    (void)threads;
 #endif
     run_share(plan, op, 0, total);
 }

@@ -47,7 +47,7 @@ static ptrdiff_t cursor_offset(const cursor *at, const rmsp_layout *layout, int 
     return offset;
 }
 
-static void copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride)
+void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride)
 {
     if (to_stride == (ptrdiff_t)size && from_stride == (ptrdiff_t)size) {
         memcpy(to, from, n * size);
@@ -79,8 +79,8 @@ void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start,
             run = cursor_run(&at, layout, n - done);
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
                 if (in[k] == NULL) continue;
-                copy_strided(run, size, (char *)block[k] + done * size, unit,
-                             (const char *)in[k] + cursor_offset(&at, layout, k), layout->stride[k][last]);
+                rmsp_copy_strided(run, size, (char *)block[k] + done * size, unit,
+                                  (const char *)in[k] + cursor_offset(&at, layout, k), layout->stride[k][last]);
             }
         }
 
@@ -90,8 +90,8 @@ void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start,
             run = cursor_run(&at, layout, n - done);
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
                 if (out[k] == NULL) continue;
-                copy_strided(run, size, (char *)out[k] + cursor_offset(&at, layout, k), layout->stride[k][last],
-                             (const char *)block[k] + done * size, unit);
+                rmsp_copy_strided(run, size, (char *)out[k] + cursor_offset(&at, layout, k), layout->stride[k][last],
+                                  (const char *)block[k] + done * size, unit);
             }
         }
         begin = at;

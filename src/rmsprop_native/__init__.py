@@ -8,6 +8,7 @@ from rmsprop_native.optimizer import RMSProp
 from rmsprop_native.options import PRESETS, Options
 from rmsprop_native.runtime import isa, num_threads, set_num_threads, show_config, use_isa
 from rmsprop_native.state import State, init
+from rmsprop_native.ufuncs import rmsprop, rmsprop_centered, rmsprop_centered_momentum, rmsprop_momentum
 
 __version__ = _version("rmsprop_native")
 
@@ -20,6 +21,10 @@ __all__ = [
     "init",
     "isa",
     "num_threads",
+    "rmsprop",
+    "rmsprop_centered",
+    "rmsprop_centered_momentum",
+    "rmsprop_momentum",
     "set_num_threads",
     "show_config",
     "update",

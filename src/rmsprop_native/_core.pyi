@@ -1,11 +1,17 @@
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rmsprop_native.state import State
 from rmsprop_native.tree import Tree
 
 BUFFERS: tuple[str, ...]
+UFUNCS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+rmsprop: np.ufunc
+rmsprop_momentum: np.ufunc
+rmsprop_centered: np.ufunc
+rmsprop_centered_momentum: np.ufunc
 SPAN: int
 
 class Plan:
@@ -22,6 +28,8 @@ class Plan:
     def check_coefficients(self, state: State) -> None: ...
     def step(self, params: Any, grads: Any, state: State, lr: float | None, grad_scale: float) -> bool: ...
 
+def step_in_place(ufunc: np.ufunc, operands: tuple[Any, ...], out: tuple[Any, ...]) -> bool: ...
+def check_outputs(out: tuple[Any, ...]) -> None: ...
 def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def has_openmp() -> bool: ...

@@ -82,11 +82,12 @@ cdef extern from "rmsp.h" nogil:
         RMSP_SUMSQ
         RMSP_ACCUMULATE
 
-    void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total, int threads) noexcept
+    void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total) noexcept
     double rmsp_leaf_sumsq(const rmsp_leaf *leaf) noexcept
     size_t rmsp_grain
     const size_t RMSP_SPAN
-    int rmsp_max_threads() noexcept
+    int rmsp_thread_count() noexcept
+    void rmsp_set_thread_limit(int limit) noexcept
     int rmsp_has_openmp() noexcept
 
     void rmsp_isa_init() noexcept
@@ -94,3 +95,16 @@ cdef extern from "rmsp.h" nogil:
     const char *rmsp_isa_name(int index) noexcept
     const char *rmsp_isa_active() noexcept
     int rmsp_isa_use(const char *name) noexcept
+
+
+cdef extern from "rmsp_ufunc.h" nogil:
+    ctypedef struct rmsp_ufunc:
+        rmsp_dtype dtype
+        int momentum
+        int centered
+        int pending
+
+    int rmsp_ufunc_in_place(
+        const rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers
+    ) noexcept
+    void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *steps, void *ufunc) noexcept

@@ -1,0 +1,28 @@
+/* rmsp_ufunc.h: the inner loop of NumPy ufuncs over the step; used by the extension module only. */
+#ifndef RMSP_UFUNC_H
+#define RMSP_UFUNC_H
+
+#include <fenv.h>
+
+#include "rmsp.h"
+
+/* Which step a loop takes. */
+typedef struct rmsp_ufunc {
+    rmsp_dtype dtype;
+    int momentum; /* there is a momentum_buffer, and a momentum behind rho */
+    int centered; /* there is a grad_avg */
+    int pending;  /* floating-point exceptions that the next loop is to raise beside its own */
+} rmsp_ufunc;
+
+/* The exceptions that NumPy tells of. */
+#define RMSP_WATCHED (FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)
+
+/* A step in place on n elements of contiguous arrays, none of them NULL that the ufunc has. Returns the exceptions it
+ * raised, of those watched. */
+int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers);
+
+/* A PyUFuncGenericFunction. Operands: the arrays of the step in their usual order; lr, rho, momentum if there is one,
+ * eps and eps_inside, all double; then as outputs the arrays again, without the gradient. `data` is a rmsp_ufunc. */
+void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *steps, void *data);
+
+#endif

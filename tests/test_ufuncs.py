@@ -1,0 +1,374 @@
+"""The ufuncs: the bits of the reference whatever the operands are, and the manners of any NumPy ufunc."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+from cases import DTYPES, ISAS, hard_numbers
+from conftest import same_bits
+
+import rmsprop_native as rms
+from rmsprop_native import _core, reference
+from rmsprop_native.options import Options
+
+FACES = {name: getattr(rms, name) for name in _core.UFUNCS}
+NUMBERS = {"lr": 0.03, "rho": 0.9, "momentum": 0.8, "eps": 1e-3, "eps_inside": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Hard numbers overflow; whether that is told is tested where it is meant."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def numbers_of(face):
+    return {name: NUMBERS[name] for name in _core.UFUNCS[face][1]}
+
+
+def draw(face, rng, shape, dtype):
+    """The arrays of a face in its order; running means of squares are not negative."""
+    arrays = [hard_numbers(rng, shape, np.dtype(dtype)) for _ in _core.UFUNCS[face][0]]
+    arrays[2] = np.abs(arrays[2])
+    return arrays
+
+
+def expected(face, arrays, *, lr, rho, eps, momentum=None, eps_inside=0.0):
+    """What the reference makes of the broadcast operands, one set of hyper-parameters at a time."""
+    names, _ = _core.UFUNCS[face]
+    dtype = np.result_type(*arrays)
+    numbers = [np.asarray(0.0 if x is None else x, np.float64) for x in (lr, rho, momentum, eps, eps_inside)]
+    shape = np.broadcast_shapes(*(np.shape(a) for a in arrays), *(x.shape for x in numbers))
+    arrays = [np.broadcast_to(a, shape).astype(dtype) for a in arrays]
+    numbers = np.stack([np.broadcast_to(x, shape) for x in numbers], axis=-1)
+    outs = [np.empty(shape, dtype) for name in names if name != "grad"]
+    options = Options(momentum=0.5 if "momentum_buffer" in names else 0.0, centered="grad_avg" in names)
+    for values in np.unique(numbers.reshape(-1, 5), axis=0) if numbers.size else ():
+        here = (numbers == values).all(axis=-1)
+        one_lr, one_rho, one_momentum, one_eps, one_inside = map(float, values)
+        coefficients = options.coefficients(1, one_lr)._replace(
+            rho=one_rho, one_minus_rho=1 - one_rho, momentum=one_momentum, eps_inside=one_inside, eps_outside=one_eps
+        )
+        by_name = {name: a[here] for name, a in zip(names, arrays, strict=True)}
+        new = reference.step(options.variant, coefficients, **by_name)
+        for out, one in zip(outs, [a for a in new if a is not None], strict=True):
+            out[here] = one
+    return outs
+
+
+def check(face, arrays, got, **numbers):
+    want = expected(face, arrays, **numbers)
+    assert len(got) == len(want)
+    for name, one, other in zip([n for n in _core.UFUNCS[face][0] if n != "grad"], got, want, strict=True):
+        assert same_bits(one, other), name
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("face", FACES)
+def test_bits_of_update_and_reference(face, dtype, isa, rng):
+    rms.use_isa(isa)
+    names, _ = _core.UFUNCS[face]
+    for n in (1, 7, 64, 513, 8193, 40_000):
+        arrays = draw(face, rng, n, DTYPES[dtype])
+        check(face, arrays, FACES[face](*arrays, **numbers_of(face)), **numbers_of(face))
+        if n < 8193:
+            continue
+        param = arrays[0].copy()
+        options = {"momentum": 0.8} if "momentum_buffer" in names else {}
+        state = rms.init(param, lr=0.03, rho=0.9, eps=1e-3, centered="grad_avg" in names, **options)
+        for name, array in zip(names[2:], arrays[2:], strict=True):
+            getattr(state, name)[...] = array
+        rms.update_(param, arrays[1], state)
+        got = FACES[face](*arrays, **numbers_of(face))
+        assert same_bits(got[0], param)
+        assert same_bits(got[1], state.square_avg)
+
+
+# ---- layouts: what a function makes of an array of shape (6, 10) ----
+
+LAYOUTS = {
+    "every second": lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+    "reversed": lambda a: np.flip(np.flip(a).copy()),
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "stride 0": lambda a: np.broadcast_to(a[:1], a.shape),
+    "misaligned": lambda a: np.frombuffer(b"\0" + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape),
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape),
+    "one row": lambda a: a[:1],
+    "one column": lambda a: a[:, :1],
+    "one element": lambda a: a[:1, :1],
+    "1-d": lambda a: a[0],
+    "0-d": lambda a: np.array(a[0, 0]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operand", range(5))
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_layout_of_any_operand(dtype, face, operand, layout, rng):
+    arrays = draw(face, rng, (6, 10), DTYPES[dtype])
+    if operand >= len(arrays):
+        return
+    arrays[operand] = LAYOUTS[layout](arrays[operand])
+    native = [a.astype(a.dtype.newbyteorder("=")) for a in arrays]
+    check(face, native, FACES[face](*arrays, **numbers_of(face)), **numbers_of(face))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,)])
+@pytest.mark.parametrize("face", FACES)
+def test_small_shapes(face, shape, rng):
+    arrays = draw(face, rng, shape, np.float32)
+    got = FACES[face](*arrays, **numbers_of(face))
+    assert all(np.shape(a) == shape for a in got)
+    check(face, arrays, got, **numbers_of(face))
+
+
+def test_python_floats_give_float64_scalars():
+    p, v = rms.rmsprop(1.0, 2.0, 0.0, lr=0.5, rho=0.75, eps=0.0)
+    assert type(p) is type(v) is np.float64
+    assert (p, v) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("lr", [np.float64(0.03), np.float32(0.25), 1, np.array(0.03), 0.03], ids=repr)
+@pytest.mark.parametrize("face", FACES)
+def test_hyper_parameters_do_not_upcast(face, lr, rng):
+    arrays = draw(face, rng, 9, np.float32)
+    numbers = numbers_of(face) | {"lr": lr}
+    got = FACES[face](*arrays, **numbers)
+    assert all(a.dtype == np.float32 for a in got)
+    check(face, arrays, got, **numbers)
+
+
+@pytest.mark.parametrize("name", ["lr", "rho", "momentum", "eps", "eps_inside"])
+@pytest.mark.parametrize("shape", ["element", "row", "column", "runs"])
+@pytest.mark.parametrize("face", FACES)
+def test_hyper_parameters_broadcast(face, shape, name, rng):
+    if name not in _core.UFUNCS[face][1]:
+        return
+    arrays = draw(face, rng, (4, 700), np.float32)
+    values = {
+        "element": rng.uniform(0.1, 0.9, (4, 700)),
+        "row": rng.uniform(0.1, 0.9, 700),
+        "column": rng.uniform(0.1, 0.9, (4, 1)),
+        "runs": np.repeat(rng.uniform(0.1, 0.9, 7), 100),
+    }[shape]
+    if shape == "element":  # the reference goes one set of numbers at a time
+        arrays, values = [a[:, :20] for a in arrays], values[:, :20]
+    numbers = numbers_of(face) | {name: values}
+    check(face, arrays, FACES[face](*arrays, **numbers), **numbers)
+    outs = tuple(a for i, a in enumerate(arrays) if i != 1)
+    want = expected(face, arrays, **numbers)
+    FACES[face](*arrays, **numbers, out=outs)
+    assert all(same_bits(a, b) for a, b in zip(outs, want, strict=True))
+
+
+# ---- aliasing: which memory each operand of rmsprop gets, in elements from the start of one piece: p, g, v, p', v' ----
+
+ALIASING = {
+    "in place": (0, 100, 200, 0, 200),
+    "swapped outputs": (0, 100, 200, 200, 0),
+    "param in place": (0, 100, 200, 0, 300),
+    "square_avg in place": (0, 100, 200, 300, 200),
+    "param over gradient": (0, 100, 200, 100, 300),
+    "square_avg over gradient": (0, 100, 200, 300, 100),
+    "gradient is param": (0, 0, 200, 0, 200),
+    "gradient is square_avg": (0, 200, 200, 0, 200),
+    "all inputs the same": (0, 0, 0, 100, 200),
+    "all inputs the same, one in place": (0, 0, 0, 0, 200),
+    "param shifted up": (0, 100, 200, 1, 300),
+    "param shifted down": (1, 100, 200, 0, 300),
+    "square_avg shifted up": (0, 100, 200, 300, 201),
+    "param over part of the gradient": (0, 100, 200, 130, 300),
+    "square_avg over part of param": (0, 100, 200, 300, 30),
+    "both shifted": (0, 100, 200, 3, 205),
+}
+
+
+@pytest.mark.parametrize("step", [1, 2, -1], ids=["contiguous", "strided", "reversed"])
+@pytest.mark.parametrize("pattern", ALIASING)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [50, 50 * 40], ids=["a block", "many blocks"])
+def test_aliasing(n, dtype, pattern, step, rng):
+    scale = n // 50
+    memory = np.abs(rng.standard_normal(900 * scale)).astype(DTYPES[dtype])
+
+    def piece(start):
+        start = start * scale * 2 if start % 10 == 0 else (start // 10 * 10) * scale * 2 + start % 10
+        return memory[start : start + n * abs(step)][::step]
+
+    arrays, outs = [piece(s) for s in ALIASING[pattern][:3]], tuple(piece(s) for s in ALIASING[pattern][3:])
+    want = expected("rmsprop", [a.copy() for a in arrays], **numbers_of("rmsprop"))
+    got = rms.rmsprop(*arrays, **numbers_of("rmsprop"), out=outs)
+    assert got[0] is outs[0]
+    assert got[1] is outs[1]
+    for one, other in zip(outs, want, strict=True):
+        assert same_bits(one, other)
+
+
+@pytest.mark.parametrize(
+    ("slices", "match"),
+    [
+        ((slice(0, 8), slice(0, 8)), "output 0 and output 1 overlap in memory"),
+        ((slice(0, 8), slice(7, 15)), "output 0 and output 1 overlap in memory"),
+        ((slice(0, 16, 2), slice(0, 8)), "output 0 and output 1 overlap in memory"),
+    ],
+    ids=["same memory", "one element", "strided"],
+)
+def test_outputs_that_overlap_are_refused(slices, match):
+    memory = np.ones(16)
+    out = tuple(memory[s] for s in slices)
+    with pytest.raises(ValueError, match=match):
+        rms.rmsprop(np.ones(8), np.ones(8), np.ones(8), lr=0.1, rho=0.9, eps=0.0, out=out)
+    with pytest.raises(ValueError, match="output 0 and output 1 are the same array"):
+        rms.rmsprop(np.ones(16), np.ones(16), np.ones(16), lr=0.1, rho=0.9, eps=0.0, out=(memory, memory))
+    assert (memory == 1).all()
+    interleaved = memory[::2], memory[1::2]
+    rms.rmsprop(np.ones(8), np.ones(8), np.ones(8), lr=0.1, rho=0.9, eps=0.0, out=interleaved)
+
+
+@pytest.mark.parametrize("mask", ["none", "all", "every third", "row", "runs"])
+@pytest.mark.parametrize("face", FACES)
+def test_where(face, mask, rng):
+    arrays = draw(face, rng, (3, 40), np.float32)
+    masks = {
+        "none": np.zeros((3, 40), bool),
+        "all": np.ones((3, 40), bool),
+        "every third": np.arange(120).reshape(3, 40) % 3 == 0,
+        "row": np.array([[True], [False], [True]]),
+        "runs": np.arange(40) // 7 % 2 == 0,
+    }
+    where = np.broadcast_to(masks[mask], (3, 40))
+    outs = tuple(a.copy() for i, a in enumerate(arrays) if i != 1)
+    want = [
+        np.where(where, new, old) for new, old in zip(expected(face, arrays, **numbers_of(face)), outs, strict=True)
+    ]
+    FACES[face](*arrays, **numbers_of(face), out=outs, where=masks[mask])
+    assert all(same_bits(a, b) for a, b in zip(outs, want, strict=True))
+
+
+def test_in_place_allocates_nothing_large():
+    p, g, v = (np.ones(1_000_000) for _ in range(3))
+    tracemalloc.start()
+    rms.rmsprop(p, g, v, lr=0.1, rho=0.9, eps=1e-8, out=(p, v))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * 1024
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_give_the_same_bits(threads, rng):
+    _core.set_grain(0)
+    rms.set_num_threads(threads)
+    p, g, v = draw("rmsprop", rng, 100_001, np.float32)
+    want = expected("rmsprop", (p, g, v), **numbers_of("rmsprop"))
+    rms.rmsprop(p, g, v, **numbers_of("rmsprop"), out=(p, v))
+    assert same_bits(p, want[0])
+    assert same_bits(v, want[1])
+
+
+# ---- manners ----
+
+
+def test_array_ufunc_override():
+    class Logged:
+        def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+            return ufunc, method, len(inputs), sorted(kwargs)
+
+    got = rms.rmsprop(Logged(), 1.0, 1.0, lr=0.1, rho=0.9, eps=0.0, where=np.array(True))
+    assert got == (rms.rmsprop.ufunc, "__call__", 7, ["where"])
+
+
+def test_subclasses_are_kept():
+    class Named(np.ndarray):
+        pass
+
+    got = rms.rmsprop(np.ones(3).view(Named), np.ones(3), np.ones(3), lr=0.1, rho=0.9, eps=0.0)
+    assert [type(a) for a in got] == [Named, Named]
+    got = rms.rmsprop(np.ones(3).view(Named), np.ones(3), np.ones(3), lr=0.1, rho=0.9, eps=0.0, subok=False)
+    assert [type(a) for a in got] == [np.ndarray, np.ndarray]
+
+
+def test_masked_arrays_keep_their_mask():
+    p = np.ma.masked_array(np.ones(3), [False, True, False])
+    got = rms.rmsprop(p, np.ones(3), np.ones(3), lr=0.1, rho=0.9, eps=0.0)
+    assert all(isinstance(a, np.ma.MaskedArray) for a in got)
+    assert all(a.mask.tolist() == [False, True, False] for a in got)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_errstate_of_the_last_element(threads):
+    """What another thread ran into is told too."""
+    _core.set_grain(0)
+    rms.set_num_threads(threads)
+    p, g, v = (np.ones(4 * _core.SPAN) for _ in range(3))
+    v[-1] = -10.0
+    with np.errstate(invalid="raise"), pytest.raises(FloatingPointError, match="invalid value"):
+        rms.rmsprop(p, g, v, lr=0.1, rho=0.9, eps=0.0, out=(p, v))
+    v[-1] = 1.0
+    with np.errstate(all="raise"):
+        rms.rmsprop(p[:-1], g[:-1], v[:-1], lr=0.1, rho=0.9, eps=0.0, out=(p[:-1], v[:-1]))
+
+
+def test_errstate():
+    bad = (np.ones(3), np.ones(3), -10 * np.ones(3))
+    with np.errstate(invalid="raise"), pytest.raises(FloatingPointError, match="invalid value"):
+        rms.rmsprop(*bad, lr=0.1, rho=0.9, eps=0.0)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(rms.rmsprop(*bad, lr=0.1, rho=0.9, eps=0.0)[0]).all()
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError, match="divide by zero"):
+        rms.rmsprop(np.ones(3), np.full(3, 1e-300), np.zeros(3), lr=0.1, rho=0.9, eps=0.0)
+    with np.errstate(all="raise"):
+        rms.rmsprop(np.ones(100), np.ones(100), np.ones(100), lr=0.1, rho=0.9, eps=0.0)
+
+
+def test_casting():
+    f4, f8 = np.ones(3, np.float32), np.ones(3)
+    numbers = {"lr": 0.1, "rho": 0.9, "eps": 0.0}
+    assert [a.dtype.char for a in rms.rmsprop(f4, f8, f4, **numbers)] == ["d", "d"]
+    out = np.empty(3, np.float32), np.empty(3, np.float32)
+    rms.rmsprop(f4, f8, f4, **numbers, out=out)  # float64 to float32 is same_kind
+    with pytest.raises(np.exceptions.UFuncTypeError if hasattr(np.exceptions, "UFuncTypeError") else TypeError):
+        rms.rmsprop(f4, f8, f4, **numbers, out=out, casting="safe")
+    with pytest.raises(TypeError):
+        rms.rmsprop(f4, f4, f4, **numbers, out=(np.empty(3, int), out[1]))
+    assert [a.dtype.char for a in rms.rmsprop(*[np.ones(3, np.float16)] * 3, **numbers)] == ["f", "f"]
+    assert [a.dtype.char for a in rms.rmsprop(1, 1, 1, **numbers)] == ["d", "d"]
+    assert [a.dtype.char for a in rms.rmsprop(f8, f8, f8, **numbers, dtype=None)] == ["d", "d"]
+    with pytest.raises(TypeError):
+        rms.rmsprop(np.ones(3, object), f8, f8, **numbers)
+    with pytest.raises(TypeError):
+        rms.rmsprop(f8 + 1j, f8, f8, **numbers)
+
+
+@pytest.mark.parametrize("out", [np.empty(3), [None, None], (None,), (None, None, None)])
+def test_out_must_be_a_tuple_of_all_outputs(out):
+    with pytest.raises(TypeError, match="out must be a tuple of 2 arrays or None"):
+        rms.rmsprop(np.ones(3), np.ones(3), np.ones(3), lr=0.1, rho=0.9, eps=0.0, out=out)
+
+
+def test_one_output_may_be_none():
+    v = np.ones(3)
+    p, same = rms.rmsprop(np.ones(3), np.ones(3), v, lr=0.1, rho=0.9, eps=0.0, out=(None, v))
+    assert same is v
+    assert p.shape == (3,)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_face_and_its_ufunc_agree(face):
+    arrays, numbers = _core.UFUNCS[face]
+    parameters = inspect.signature(FACES[face]).parameters
+    assert list(parameters) == [*arrays, *numbers, "out", "where", "kwargs"]
+    ufunc = FACES[face].ufunc
+    assert isinstance(ufunc, np.ufunc)
+    assert (ufunc.nin, ufunc.nout) == (len(arrays) + len(numbers), len(arrays) - 1)
+    assert ufunc.__name__ == face
+    hyper = "d" * len(numbers)
+    outs = len(arrays) - 1
+    assert ufunc.types == [f"{c * len(arrays)}{hyper}->{c * outs}" for c in "fd"]
+    assert pickle.loads(pickle.dumps(FACES[face])) is FACES[face]
