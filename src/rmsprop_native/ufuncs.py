@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from rmsprop_native import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
 __all__ = ["rmsprop", "rmsprop_centered", "rmsprop_centered_momentum", "rmsprop_momentum"]
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+
+
+class Face(Protocol[P, R]):
+    """A function over a ufunc, which is its attribute."""
+
+    ufunc: np.ufunc
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the ufunc."""
+        ...
+
+
+def _face(function: Callable[P, R]) -> Face[P, R]:
+    face = cast("Face[P, R]", function)
+    face.ufunc = getattr(_core, function.__name__)
+    return face
 
 
 def _call(ufunc: np.ufunc, operands: tuple[Any, ...], out: Any, where: Any, kwargs: dict[str, Any]) -> Any:
@@ -25,6 +46,7 @@ def _call(ufunc: np.ufunc, operands: tuple[Any, ...], out: Any, where: Any, kwar
     return ufunc(*operands, **kwargs)
 
 
+@_face
 def rmsprop(
     param: Any,
     grad: Any,
@@ -87,6 +109,7 @@ def rmsprop(
     return _call(_core.rmsprop, (param, grad, square_avg, lr, rho, eps, eps_inside), out, where, kwargs)
 
 
+@_face
 def rmsprop_momentum(
     param: Any,
     grad: Any,
@@ -139,6 +162,7 @@ def rmsprop_momentum(
     return _call(_core.rmsprop_momentum, operands, out, where, kwargs)
 
 
+@_face
 def rmsprop_centered(
     param: Any,
     grad: Any,
@@ -191,6 +215,7 @@ def rmsprop_centered(
     )
 
 
+@_face
 def rmsprop_centered_momentum(
     param: Any,
     grad: Any,
@@ -242,7 +267,3 @@ def rmsprop_centered_momentum(
     """
     operands = (param, grad, square_avg, momentum_buffer, grad_avg, lr, rho, momentum, eps, eps_inside)
     return _call(_core.rmsprop_centered_momentum, operands, out, where, kwargs)
-
-
-for _face in (rmsprop, rmsprop_momentum, rmsprop_centered, rmsprop_centered_momentum):
-    _face.ufunc = getattr(_core, _face.__name__)  # type: ignore[attr-defined]
