@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 __all__ = ["rmsprop", "rmsprop_centered", "rmsprop_centered_momentum", "rmsprop_momentum"]
 
 P = ParamSpec("P")
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Face(Protocol[P, R]):
+class Face(Protocol[P, R_co]):
     """A function over a ufunc, which is its attribute."""
 
     ufunc: np.ufunc
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the ufunc."""
         ...
 
 
-def _face(function: Callable[P, R]) -> Face[P, R]:
-    face = cast("Face[P, R]", function)
+def _face(function: Callable[P, R_co]) -> Face[P, R_co]:
+    face = cast("Face[P, R_co]", function)
     face.ufunc = getattr(_core, function.__name__)
     return face
 
