@@ -30,10 +30,11 @@ def at_offset(values, offset):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("grad_scale", [1.0, 0.75], ids=["neutral", "scaled"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_bits_of_every_variant(isa, dtype, variant, threads, rng):
+def test_bits_of_every_variant(isa, dtype, variant, grad_scale, threads, rng):
     rms.use_isa(isa)
     rms.set_num_threads(threads)
     _core.set_grain(0)
@@ -41,7 +42,7 @@ def test_bits_of_every_variant(isa, dtype, variant, threads, rng):
         values = [hard_numbers(rng, n, DTYPES[dtype]) for _ in range(2)]
         for offset in OFFSETS:
             param, grad = (at_offset(v, offset) for v in values)
-            stepped_alike(options_of(VARIANTS[variant]), [param], [grad], steps=2)
+            stepped_alike(options_of(VARIANTS[variant]), [param], [grad], grad_scale=grad_scale)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -129,7 +130,7 @@ def disassembly():
     return dict(zip(functions[1::2], functions[2::2], strict=True))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name + suffix for name in VARIANTS for suffix in ("", "_neutral")])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_loop_is_vectorised(isa, dtype, variant, disassembly):

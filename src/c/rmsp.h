@@ -17,28 +17,27 @@ typedef enum { RMSP_F32, RMSP_F64, RMSP_DTYPE_COUNT } rmsp_dtype;
 
 typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV } rmsp_momentum;
 
-/* Every structural variant of the step, once: X(name, momentum, centered, l2).
- * The order is that of rmsp_variant_index. All other options are coefficients. */
-#define RMSP_VARIANTS(X)                                 \
-    X(plain, RMSP_MOMENTUM_NONE, 0, 0)                   \
-    X(plain_l2, RMSP_MOMENTUM_NONE, 0, 1)                \
-    X(centered, RMSP_MOMENTUM_NONE, 1, 0)                \
-    X(centered_l2, RMSP_MOMENTUM_NONE, 1, 1)             \
-    X(momentum, RMSP_MOMENTUM_CLASSIC, 0, 0)             \
-    X(momentum_l2, RMSP_MOMENTUM_CLASSIC, 0, 1)          \
-    X(momentum_centered, RMSP_MOMENTUM_CLASSIC, 1, 0)    \
-    X(momentum_centered_l2, RMSP_MOMENTUM_CLASSIC, 1, 1) \
-    X(nesterov, RMSP_MOMENTUM_NESTEROV, 0, 0)            \
-    X(nesterov_l2, RMSP_MOMENTUM_NESTEROV, 0, 1)         \
-    X(nesterov_centered, RMSP_MOMENTUM_NESTEROV, 1, 0)   \
-    X(nesterov_centered_l2, RMSP_MOMENTUM_NESTEROV, 1, 1)
+/* Every variant of the step, once: X(name, momentum, centered, l2, neutral), in the order of rmsp_variant_index. The
+ * first three decide which arrays there are and where NaN spreads. A neutral variant leaves out multiplications by
+ * grad_scale, bias_correction and shrink, for when all three are 1: the bits are the same, and where square root and
+ * division share a unit with the multipliers, as on AMD Zen 4, so is the speed of the divider reached. All else is a
+ * coefficient. */
+#define RMSP_STRUCTURES(X, neutral, suffix)                               \
+    X(plain##suffix, RMSP_MOMENTUM_NONE, 0, 0, neutral)                   \
+    X(plain_l2##suffix, RMSP_MOMENTUM_NONE, 0, 1, neutral)                \
+    X(centered##suffix, RMSP_MOMENTUM_NONE, 1, 0, neutral)                \
+    X(centered_l2##suffix, RMSP_MOMENTUM_NONE, 1, 1, neutral)             \
+    X(momentum##suffix, RMSP_MOMENTUM_CLASSIC, 0, 0, neutral)             \
+    X(momentum_l2##suffix, RMSP_MOMENTUM_CLASSIC, 0, 1, neutral)          \
+    X(momentum_centered##suffix, RMSP_MOMENTUM_CLASSIC, 1, 0, neutral)    \
+    X(momentum_centered_l2##suffix, RMSP_MOMENTUM_CLASSIC, 1, 1, neutral) \
+    X(nesterov##suffix, RMSP_MOMENTUM_NESTEROV, 0, 0, neutral)            \
+    X(nesterov_l2##suffix, RMSP_MOMENTUM_NESTEROV, 0, 1, neutral)         \
+    X(nesterov_centered##suffix, RMSP_MOMENTUM_NESTEROV, 1, 0, neutral)   \
+    X(nesterov_centered_l2##suffix, RMSP_MOMENTUM_NESTEROV, 1, 1, neutral)
+#define RMSP_VARIANTS(X) RMSP_STRUCTURES(X, 0, ) RMSP_STRUCTURES(X, 1, _neutral)
 
-#define RMSP_VARIANT_COUNT 12
-
-static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2)
-{
-    return (int)momentum * 4 + (centered != 0) * 2 + (l2 != 0);
-}
+#define RMSP_VARIANT_COUNT 24
 
 /* The coefficients of one step, in double; a kernel rounds each once to its own type.
  * Neutral values: grad_scale 1, clip_value +inf, eps 0, bias_correction 1, shrink 1, lr_out 1. */
@@ -56,6 +55,15 @@ typedef struct rmsp_coef {
     double shrink; /* 1 - lr * decay, decoupled weight decay */
     double lr_out;
 } rmsp_coef;
+
+static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2, const rmsp_coef *coef)
+{
+    const int neutral = coef->grad_scale == 1 && coef->bias_correction == 1 && coef->shrink == 1;
+    return neutral * 12 + (int)momentum * 4 + (centered != 0) * 2 + (l2 != 0);
+}
+
+/* The variant of the same structure for any coefficients. */
+static inline int rmsp_general_variant(int variant) { return variant % 12; }
 
 /* One fused pass over n elements of contiguous arrays of one dtype. square_avg, and where the variant has
  * them momentum_buffer and grad_avg, are updated with param; arrays that a variant lacks are not read. */

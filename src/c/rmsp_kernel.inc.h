@@ -5,12 +5,12 @@
  *   SQRT       its square root
  *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_avx2_f32_ ## x
  *
- * momentum, centered and l2 are constants in every instance, so that the branches on them vanish; a flag known
+ * momentum, centered, l2 and neutral are constants in every instance, so that the branches on them vanish; a flag known
  * only at run time would stop the vectoriser, which costs 8x. The order of operations is the specification:
  * nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in NumPy.
  */
 static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
-                                          const size_t n, T *restrict param, const T *restrict grad,
+                                          const int neutral, const size_t n, T *restrict param, const T *restrict grad,
                                           T *restrict square_avg, T *restrict momentum_buffer, T *restrict grad_avg,
                                           const rmsp_coef *const coef)
 {
@@ -29,16 +29,16 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
 
     for (size_t i = 0; i < n; i++) {
         const T p = param[i];
-        T g = grad_scale * grad[i];
+        T g = neutral ? grad[i] : grad_scale * grad[i];
         g = clip_value < g ? clip_value : g; /* in this form a NaN stays */
         g = -clip_value > g ? -clip_value : g;
         if (l2) g = g + weight_decay * p;
 
         const T v = rho * square_avg[i] + (one_minus_rho * g) * g;
-        T d = bias_correction * v;
+        T d = neutral ? v : bias_correction * v;
         if (centered) {
             const T a = rho * grad_avg[i] + one_minus_rho * g;
-            const T mean = bias_correction * a;
+            const T mean = neutral ? a : bias_correction * a;
             grad_avg[i] = a;
             d = d - mean * mean;
             d = d < 0 ? 0 : d; /* rounding alone takes a constant gradient below 0 */
@@ -52,15 +52,15 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
             u = momentum == RMSP_MOMENTUM_NESTEROV ? u + mu * b : b;
         }
         square_avg[i] = v;
-        param[i] = shrink * p - lr_out * u;
+        param[i] = (neutral ? p : shrink * p) - lr_out * u;
     }
 }
 
-#define RMSP_DEFINE(variant, momentum, centered, l2)                                                                   \
+#define RMSP_DEFINE(variant, momentum, centered, l2, neutral)                                                          \
     static void NAME(step_##variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
                                      void *grad_avg, const rmsp_coef *coef)                                            \
     {                                                                                                                  \
-        NAME(step)(momentum, centered, l2, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);               \
+        NAME(step)(momentum, centered, l2, neutral, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);      \
     }
 RMSP_VARIANTS(RMSP_DEFINE)
 #undef RMSP_DEFINE

@@ -32,8 +32,8 @@
 
 #define F32(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f32_##x)
 #define F64(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
-#define F32_STEP(variant, momentum, centered, l2) F32(step_##variant),
-#define F64_STEP(variant, momentum, centered, l2) F64(step_##variant),
+#define F32_STEP(variant, momentum, centered, l2, neutral) F32(step_##variant),
+#define F64_STEP(variant, momentum, centered, l2, neutral) F64(step_##variant),
 
 const rmsp_isa RMSP_GLUE(rmsp_isa_, RMSP_ISA, ) = {
     RMSP_STRING(RMSP_ISA),

@@ -88,8 +88,9 @@ static void run_extra(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, 
     void *in[RMSP_ARRAY_COUNT], *out[RMSP_ARRAY_COUNT];
     rmsp_coef coef = group->coef;
     const rmsp_isa *const isa = rmsp_isa_table;
+    const int variant = extra->clip == 1 ? group->variant : rmsp_general_variant(group->variant);
     block_context context = {
-        isa->step[dtype][group->variant], isa->sumsq[dtype], isa->lerp[dtype], &coef, group->ema, plan->scale, 0};
+        isa->step[dtype][variant], isa->sumsq[dtype], isa->lerp[dtype], &coef, group->ema, plan->scale, 0};
     coef.grad_scale *= extra->clip;
 
     memcpy(in, leaf->array, sizeof leaf->array);

@@ -74,16 +74,16 @@ static rmsp_coef coef_at(const operands *o, const rmsp_ufunc *ufunc, size_t i)
     return coef_of(ufunc, numbers);
 }
 
-static int variant_of(const rmsp_ufunc *ufunc)
+static int variant_of(const rmsp_ufunc *ufunc, const rmsp_coef *coef)
 {
-    return rmsp_variant_index(ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE, ufunc->centered, 0);
+    return rmsp_variant_index(ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE, ufunc->centered, 0, coef);
 }
 
 /* Contiguous arrays, in place: a plan of one leaf, over threads like any other. */
 static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const rmsp_coef *coef)
 {
     rmsp_leaf leaf = {.n = n, .dtype = ufunc->dtype};
-    rmsp_group group = {.variant = variant_of(ufunc), .coef = *coef};
+    rmsp_group group = {.variant = variant_of(ufunc, coef), .coef = *coef};
     const rmsp_plan plan = {.leaves = &leaf, .leaf_count = 1, .groups = &group};
     memcpy(leaf.array, array, sizeof leaf.array);
     rmsp_plan_run(&plan, RMSP_STEP, n);
@@ -128,7 +128,6 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
 {
     const rmsp_dtype dtype = ufunc->dtype;
     const size_t size = dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
-    rmsp_step_fn *const step = rmsp_isa_table->step[dtype][variant_of(ufunc)];
     double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK];
 
     for (size_t start = 0; start < n; start += RMSP_BLOCK) {
@@ -143,8 +142,9 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
             char *array[RMSP_STEP_ARRAYS];
             run = run_from(o, start + i, count - i);
             for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = (char *)memory[k] + i * size;
-            step(run, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
-                 array[RMSP_GRAD_AVG], &coef);
+            rmsp_isa_table->step[dtype][variant_of(ufunc, &coef)](run, array[RMSP_PARAM], array[RMSP_GRAD],
+                                                                  array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
+                                                                  array[RMSP_GRAD_AVG], &coef);
         }
         for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
             if (o->out[k] == NULL) continue;

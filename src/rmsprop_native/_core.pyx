@@ -599,7 +599,9 @@ cdef class Plan:
             self.plan.scale = coef.grad_scale
             if options.accumulate > 1:
                 coef.grad_scale = 1.0 / options.accumulate  # the sum is unscaled already
-            self.plan.groups[i].variant = c.rmsp_variant_index(MOMENTUM[variant.momentum], variant.centered, variant.l2)
+            self.plan.groups[i].variant = c.rmsp_variant_index(
+                MOMENTUM[variant.momentum], variant.centered, variant.l2, &coef
+            )
             self.plan.groups[i].coef = coef
             self.plan.groups[i].ema = ema
         self.lr = lr

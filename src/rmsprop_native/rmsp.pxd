@@ -13,8 +13,6 @@ cdef extern from "rmsp.h" nogil:
         RMSP_MOMENTUM_CLASSIC
         RMSP_MOMENTUM_NESTEROV
 
-    int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2) noexcept
-
     ctypedef struct rmsp_coef:
         double grad_scale
         double clip_value
@@ -28,6 +26,8 @@ cdef extern from "rmsp.h" nogil:
         double momentum
         double shrink
         double lr_out
+
+    int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2, const rmsp_coef *coef) noexcept
 
     ctypedef struct rmsp_group:
         int variant
