@@ -68,7 +68,9 @@ def test_imports_go_down(module):
 def test_only_core_touches_c():
     """One module cimports the C library; the C library does not know Python."""
     modules = [p for p in (SOURCE / "rmsprop_native").iterdir() if p.suffix in (".py", ".pyx")]
-    assert [p.name for p in modules if re.search(r"\bcimport rmsp\b|import ctypes|cffi", p.read_text())] == ["_core.pyx"]
+    assert [p.name for p in modules if re.search(r"\bcimport rmsp\b|import ctypes|cffi", p.read_text())] == [
+        "_core.pyx"
+    ]
     for path in (SOURCE / "c").iterdir():
         assert "Python.h" not in path.read_text()
         assert path.read_text().startswith(f"/* {path.name}: ")

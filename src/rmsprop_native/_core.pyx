@@ -3,11 +3,12 @@
 
 a) A plan is a cache: what is known of the arrays of one state, laid out for one C call a step. It owns no number
    that the state does not have, is dropped by pickle, and is made again when other parameters come.
-b) A step takes a snapshot of the leaves as tuples, which no other thread can change, then checks every array, then
-   writes. Nothing between the first write and the last can fail.
+b) A step checks every array, then writes. Nothing between the first write and the last can fail. The usual small step
+   runs no Python code from its first look at the leaves to its last write, so it may borrow them; any other takes a
+   snapshot of the leaves as tuples, which no other thread can change.
 c) A usual gradient passes a handful of comparisons in `is_plain`. What fails any of them goes to `_admit`, which
    decides in full, with the checks of arrays.py: it raises, or finds the layout.
-d) The GIL is released for large work only; meanwhile the plan is busy, and a second step on it is refused.
+d) The GIL is released for work that is worth threads (rmsp_grain); meanwhile the plan is busy, and a second step on it is refused.
 e) Indices into a plan's C arrays follow the leaves; they are never taken from a caller.
 """
 import os
@@ -35,6 +36,17 @@ cnp.import_array()
 cnp.import_ufunc()
 c.rmsp_isa_init()
 
+cdef extern from "Python.h":
+    bint PyDict_CheckExact(object o) noexcept
+    Py_ssize_t PyDict_Size(object o) noexcept
+    int PyDict_Next(object o, Py_ssize_t *place, PyObject **key, PyObject **value) noexcept
+    bint PyList_CheckExact(object o) noexcept
+    bint PyTuple_Check(object o) noexcept
+    bint PyUnicode_CheckExact(object o) noexcept
+    int PyUnicode_Compare(object one, object other) noexcept
+    Py_ssize_t PySequence_Fast_GET_SIZE(object o) noexcept
+    PyObject **PySequence_Fast_ITEMS(object o) noexcept
+
 cdef extern from *:
     """
     #define rmsp_tuple_items(t) (&PyTuple_GET_ITEM(t, 0))
@@ -43,10 +55,7 @@ cdef extern from *:
 
 cdef PyTypeObject *NDARRAY = <PyTypeObject *>np.ndarray
 
-cdef int KIND_EMPTY = EMPTY, KIND_DICT = DICT, KIND_FIELDS = FIELDS
-
-# Elements above which other Python threads get to run during a step: some 10 us of work.
-cdef size_t GIL_GRAIN = 1 << 15
+cdef int KIND_EMPTY = EMPTY, KIND_DICT = DICT, KIND_SEQUENCE = SEQUENCE, KIND_FIELDS = FIELDS
 
 # The arrays of a state, in the order of the enum that begins with RMSP_PARAM, RMSP_GRAD.
 BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
@@ -64,6 +73,8 @@ cdef class Node:
     cdef Py_ssize_t count
     cdef tuple keys, children
     cdef type container
+    cdef PyObject **key
+    cdef PyObject **child
 
     def __init__(self, object tree):
         self.kind = tree.kind
@@ -71,6 +82,53 @@ cdef class Node:
         self.keys = tree.keys
         self.children = tuple([None if child.kind == LEAF else Node(child) for child in tree.children])
         self.container = tree.container
+        self.key = rmsp_tuple_items(<PyObject *>self.keys)
+        self.child = rmsp_tuple_items(<PyObject *>self.children)
+
+
+cdef bint borrow(Node node, PyObject *tree, PyObject **into, size_t *filled) noexcept:
+    """Collect the leaves of `tree`, borrowed, where this takes no code but C's: exact lists, tuples and dicts with the
+    keys in the order of `node`, which are the same or equal strings. False where it would, or the structure differs."""
+    cdef Py_ssize_t i, place = 0
+    cdef PyObject *found
+    cdef PyObject *value
+    cdef PyObject **items = NULL
+    if node.kind == KIND_DICT:
+        if not PyDict_CheckExact(<object>tree) or PyDict_Size(<object>tree) != node.count:
+            return False
+    elif PyList_CheckExact(<object>tree) or PyTuple_Check(<object>tree):
+        if PySequence_Fast_GET_SIZE(<object>tree) != node.count or node.kind != KIND_SEQUENCE:
+            return False
+        items = PySequence_Fast_ITEMS(<object>tree)
+    else:
+        return node.kind == KIND_EMPTY and <object>tree is None
+    for i in range(node.count):
+        if items != NULL:
+            value = items[i]
+        else:
+            PyDict_Next(<object>tree, &place, &found, &value)
+            if found != node.key[i] and not (
+                PyUnicode_CheckExact(<object>found)
+                and PyUnicode_CheckExact(<object>node.key[i])
+                and PyUnicode_Compare(<object>found, <object>node.key[i]) == 0
+            ):
+                return False
+        if <object>node.child[i] is None:
+            into[filled[0]] = value
+            filled[0] += 1
+        elif not borrow(<Node>node.child[i], value, into, filled):
+            return False
+    return True
+
+
+cdef tuple hold(PyObject **leaves, size_t count):
+    """A tuple of leaves, which keeps them alive while other threads run."""
+    cdef size_t i
+    cdef tuple held = PyTuple_New(count)
+    for i in range(count):
+        Py_INCREF(<object>leaves[i])
+        PyTuple_SET_ITEM(held, i, <object>leaves[i])
+    return held
 
 
 @cython.boundscheck(False)
@@ -248,6 +306,7 @@ cdef class Plan:
     cdef slot *slots
     cdef extras *extras
     cdef double *sums
+    cdef PyObject **borrowed  # room for the leaves of two trees
     cdef tuple params, buffers, paths, dtypes
     cdef bytearray seen
     cdef list held  # what rows need while a step runs
@@ -274,6 +333,9 @@ cdef class Plan:
         self.plan.groups = <c.rmsp_group *>PyMem_Calloc(max(leaf_groups, default=0) + 1, sizeof(c.rmsp_group))
         self.slots = <slot *>PyMem_Calloc(self.plan.leaf_count, sizeof(slot))
         self.extras = <extras *>PyMem_Calloc(self.plan.leaf_count, sizeof(extras))
+        self.borrowed = <PyObject **>PyMem_Calloc(2 * self.plan.leaf_count, sizeof(PyObject *))
+        if self.borrowed == NULL:
+            raise MemoryError()
         if self.plan.leaves == NULL or self.plan.groups == NULL or self.slots == NULL or self.extras == NULL:
             raise MemoryError()
         for i in range(self.plan.leaf_count):
@@ -287,6 +349,7 @@ cdef class Plan:
                 PyMem_Free(self.extras[i].layout)
                 PyMem_Free(self.extras[i].grad_order)
         PyMem_Free(self.extras)
+        PyMem_Free(self.borrowed)
         PyMem_Free(self.slots)
         PyMem_Free(self.sums)
         PyMem_Free(self.plan.groups)
@@ -359,13 +422,10 @@ cdef class Plan:
         RuntimeError
             If another thread is inside a step of this state.
         """
-        cdef tuple param_leaves, grad_leaves
-        cdef PyObject *only_param
-        cdef PyObject *only_grad
-        cdef PyObject **param
+        cdef PyObject *only_param = <PyObject *>params
+        cdef PyObject *only_grad = <PyObject *>grads
         cdef PyObject **grad
-        cdef PyObject **known = rmsp_tuple_items(<PyObject *>self.params)
-        cdef size_t i, total = 0
+        cdef size_t total = 0
 
         if self.busy:
             raise RuntimeError("another thread is inside a step of this state; give each thread a state of its own")
@@ -377,26 +437,27 @@ cdef class Plan:
             self._set_coefficients(state, lr, grad_scale)
 
         if self.root is None:
-            only_param, only_grad = <PyObject *>params, <PyObject *>grads
-            param, grad = &only_param, &only_grad
+            grad = &only_grad
+            if self._take_plain(&only_param, grad, &total) < self.plan.leaf_count:
+                if only_param != rmsp_tuple_items(<PyObject *>self.params)[0]:
+                    return False
+                total = self._take((grads,))
         else:
-            param_leaves = self._snapshot(params)
-            if param_leaves is None:
-                return False
-            grad_leaves = self._snapshot(grads)
-            if grad_leaves is None:
-                for _ in self.structure.leaves(grads):  # raises, and says where
-                    pass
-                raise ValueError("the gradients changed while they were read")
-            param = rmsp_tuple_items(<PyObject *>param_leaves)
-            grad = rmsp_tuple_items(<PyObject *>grad_leaves)
-
-        for i in range(self.plan.leaf_count):
-            if param[i] != known[i]:
-                return False
-            if not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
-                self._admit(i, <object>grad[i])
-            total += given(&self.plan.leaves[i])
+            grad = self._take_borrowed(only_param, only_grad, &total)
+            if grad != NULL and total > c.rmsp_grain:
+                held = hold(grad, self.plan.leaf_count)
+                grad = rmsp_tuple_items(<PyObject *>held)
+            elif grad == NULL:
+                param_leaves = self._snapshot(params)
+                if param_leaves is None or not self._knows(param_leaves):
+                    return False
+                grad_leaves = self._snapshot(grads)
+                if grad_leaves is None:
+                    for _ in self.structure.leaves(grads):  # raises, and says where
+                        pass
+                    raise ValueError("the gradients changed while they were read")
+                total = self._take(grad_leaves)
+                grad = rmsp_tuple_items(<PyObject *>grad_leaves)
 
         self.busy = True
         try:
@@ -413,7 +474,7 @@ cdef class Plan:
 
     cdef int _run(self, c.rmsp_op op, size_t total) except -1:
         """An operation over all leaves, which have `total` elements; without the GIL if it is worth it."""
-        if total > GIL_GRAIN:
+        if total > c.rmsp_grain:
             with nogil:
                 c.rmsp_plan_run(&self.plan, op, total)
         else:
@@ -486,6 +547,59 @@ cdef class Plan:
             norm = fabs(self.plan.groups[self.plan.leaves[i].group].coef.grad_scale) * norm
             self.extras[i].c.clip = <double>limit / norm if limit is not None and norm > <double>limit else 1.0
         return 0
+
+    cdef size_t _take_plain(self, PyObject **param, PyObject **grad, size_t *total) noexcept:
+        """Point the leaves at their arrays as long as they are known and plain; how many were."""
+        cdef PyObject **known = rmsp_tuple_items(<PyObject *>self.params)
+        cdef size_t i
+        total[0] = 0
+        for i in range(self.plan.leaf_count):
+            if param[i] != known[i] or not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
+                return i
+            total[0] += self.plan.leaves[i].n
+        return self.plan.leaf_count
+
+    cdef PyObject **_take_borrowed(self, PyObject *params, PyObject *grads, size_t *total) noexcept:
+        """The gradients, borrowed, if all leaves are known and plain and no code but C's was needed to see it, so that
+        nothing can have changed or gone meanwhile; NULL if not."""
+        cdef PyObject **param = self.borrowed
+        cdef PyObject **grad = self.borrowed + self.plan.leaf_count
+        cdef size_t filled = 0
+        if self.is_flat and PyList_CheckExact(<object>params) and PyList_CheckExact(<object>grads):
+            if (
+                <size_t>PySequence_Fast_GET_SIZE(<object>params) != self.plan.leaf_count
+                or <size_t>PySequence_Fast_GET_SIZE(<object>grads) != self.plan.leaf_count
+            ):
+                return NULL
+            param, grad = PySequence_Fast_ITEMS(<object>params), PySequence_Fast_ITEMS(<object>grads)
+        else:
+            if not borrow(self.root, params, param, &filled):
+                return NULL
+            filled = 0
+            if not borrow(self.root, grads, grad, &filled):
+                return NULL
+        return grad if self._take_plain(param, grad, total) == self.plan.leaf_count else NULL
+
+    cdef size_t _take(self, tuple grads) except? 0:
+        """Point the leaves at their gradients, whatever these are; how many elements they have."""
+        cdef size_t i, total = 0
+        cdef PyObject **param = rmsp_tuple_items(<PyObject *>self.params)
+        cdef PyObject **grad = rmsp_tuple_items(<PyObject *>grads)
+        for i in range(self.plan.leaf_count):
+            if not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
+                self._admit(i, <object>grad[i])
+            total += given(&self.plan.leaves[i])
+        return total
+
+    cdef bint _knows(self, tuple params) noexcept:
+        """Whether these are the parameters of the plan."""
+        cdef size_t i
+        cdef PyObject **known = rmsp_tuple_items(<PyObject *>self.params)
+        cdef PyObject **param = rmsp_tuple_items(<PyObject *>params)
+        for i in range(self.plan.leaf_count):
+            if param[i] != known[i]:
+                return False
+        return True
 
     cdef tuple _snapshot(self, object tree):
         """The leaves of `tree`, or None where its structure is another one."""
@@ -736,7 +850,7 @@ def step_in_place(object ufunc, tuple operands, tuple out):
     if size != 0 and meet(array[<int>c.RMSP_PARAM], array[<int>c.RMSP_GRAD], size):
         return False
     spec = &ufunc_specs[place][dtype]
-    if n > GIL_GRAIN:
+    if n > c.rmsp_grain:
         with nogil:
             raised = c.rmsp_ufunc_in_place(spec, n, array, numbers)
     else:
