@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p*)
-PY_FILES := src tests examples
+PY_FILES := src tests examples bench
 
-.PHONY: help demo test test-peers lint format wheel clean
+.PHONY: help demo test test-peers bench bench-quick lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
@@ -19,6 +19,14 @@ test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/installed ## run the tests
 
 test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, optax, SB3
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/peers
+
+# The whole process has one core, then two; report.py draws the figures and prints the table of targets.
+BENCH = $(BIN)/python -m pytest bench -q -W ignore -o python_files='bench_*.py' --benchmark-disable-gc --benchmark-columns=rounds
+bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## measure: limits, peers, overhead; make bench-quick in 3 minutes
+	@mkdir -p build/bench
+	RMSP_BENCH_THREADS=1 $(if $(filter bench-quick,$@),RMSP_BENCH_QUICK=1) $(BENCH) --benchmark-json=build/bench/$@-1.json
+	RMSP_BENCH_THREADS=2 $(if $(filter bench-quick,$@),RMSP_BENCH_QUICK=1) $(BENCH) --benchmark-json=build/bench/$@-2.json
+	$(BIN)/python bench/report.py build/bench/$@-1.json build/bench/$@-2.json $(if $(filter bench,$@),--figures docs/images)
 
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)

@@ -8,7 +8,8 @@ b) A step checks every array, then writes. Nothing between the first write and t
    snapshot of the leaves as tuples, which no other thread can change.
 c) A usual gradient passes a handful of comparisons in `is_plain`. What fails any of them goes to `_admit`, which
    decides in full, with the checks of arrays.py: it raises, or finds the layout.
-d) The GIL is released for work that is worth threads (rmsp_grain); meanwhile the plan is busy, and a second step on it is refused.
+d) The GIL is released for work that is worth threads (rmsp_grain); meanwhile the plan is busy, and a second step on it
+   is refused.
 e) Indices into a plan's C arrays follow the leaves; they are never taken from a caller.
 """
 import os

@@ -1,0 +1,42 @@
+"""How near to the machine's limits a step is: limit / ours, by size, type, threads and variant."""
+
+from __future__ import annotations
+
+import pytest
+import roofs
+from conftest import QUICK, THREADS
+
+import rmsprop_native as rms
+from rmsprop_native import _core
+
+SIZES = [2**k for k in ((8, 12, 16, 18, 20, 24) if QUICK else range(8, 26))]
+VARIANTS = {"plain": {}, "momentum": {"momentum": 0.9}, "centered": {"centered": True}}
+LIBRARIES = roofs.libraries(_core.isas())
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_limit(interleave, benchmark, rng, dtype, variant, n):
+    if QUICK and variant != "plain" and n not in (2**16, 2**24):
+        pytest.skip("in the long form only")
+    param, grad = (rng.standard_normal(n).astype(dtype.replace("f", "float")) for _ in range(2))
+    state = rms.init(param, **VARIANTS[variant])
+    arrays = [param, grad, state.square_avg]
+    state.square_avg[...] = grad * grad
+    if variant != "plain":
+        arrays.append(state.momentum_buffer if variant == "momentum" else state.grad_avg)
+    contenders = {"ours": lambda: rms.update_(param, grad, state)}
+    elements = {}
+    for width, library in LIBRARIES.items():
+        for unroll in roofs.UNROLLS:
+            for kind in ("k1", "k3"):
+                call = roofs.streams(library, kind, unroll, THREADS, dtype, arrays)
+                contenders[f"{kind} {width} x{unroll}"] = call
+        contenders[f"k2 {width}"], elements[f"k2 {width}"] = roofs.divider(library, dtype, 2000)
+    rounds = (7 if n >= 2**22 else 9) if QUICK else (11 if n >= 2**22 else 25)
+    medians = interleave(contenders, rounds=rounds, seconds=1e-3, dtype=dtype, variant=variant, n=n)
+
+    best = {kind: min(t for name, t in medians.items() if name.startswith(kind)) for kind in ("k1", "k3")}
+    best["k2"] = min(medians[name] / count for name, count in elements.items()) * n / THREADS
+    benchmark.extra_info.update(best=best, limit=max(best.values()), ours=medians["ours"])

@@ -1,0 +1,59 @@
+"""Against the peers: one array of every size, a list of small ones, and the arrays of a real network."""
+
+from __future__ import annotations
+
+import peers
+import pytest
+from conftest import QUICK, THREADS
+from shapes import RESNET50
+
+import rmsprop_native as rms
+
+SIZES = [2**k for k in ((6, 12, 16, 20, 24) if QUICK else range(6, 26, 2))]
+COMPILED = (2**12, 2**20)  # torch.compile takes a quarter of a minute for each
+
+
+def contenders_of(names, params, grads):
+    """Ours and the peers that are installed, over arrays of their own; and who is missing."""
+    state = rms.init(params, lr=peers.LR, rho=peers.RHO, eps=peers.EPS)
+    for square_avg, grad in zip(state.square_avg, grads, strict=True):
+        square_avg[...] = grad * grad
+    contenders, missing = {"ours": lambda: rms.update_(params, grads, state)}, []
+    for name in names:
+        try:
+            contenders[name] = peers.make(name, params, grads, THREADS)
+        except ImportError:
+            missing.append(name)
+    return contenders, missing
+
+
+def measure(interleave, names, params, grads, **info):
+    contenders, missing = contenders_of(names, params, grads)
+    interleave(contenders, missing=missing, **info)
+    if missing:
+        print(f"skipped, not installed: {', '.join(missing)}")
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_one_array(interleave, rng, dtype, n):
+    if QUICK and dtype == "f64" and n not in (2**16, 2**24):
+        pytest.skip("in the long form only")
+    params, grads = ([rng.standard_normal(n).astype(dtype.replace("f", "float"))] for _ in range(2))
+    names = [name for name in peers.PEERS if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)]
+    measure(interleave, names, params, grads, kind="one", dtype=dtype, n=n, rounds=7 if n >= 2**22 else None)
+
+
+@pytest.mark.parametrize(("count", "n"), [(10, 64), (100, 64), (1000, 64), (300, 4096)])
+def test_many_arrays(interleave, rng, count, n):
+    if QUICK and count == 10:
+        pytest.skip("in the long form only")
+    params, grads = ([rng.standard_normal(n).astype("float32") for _ in range(count)] for _ in range(2))
+    names = [name for name in peers.PEERS if name != "torch.compile"]
+    measure(interleave, names, params, grads, kind="many", dtype="f32", count=count, n=n, rounds=9)
+
+
+def test_resnet50(interleave, rng):
+    params, grads = ([rng.standard_normal(shape).astype("float32") for shape in RESNET50] for _ in range(2))
+    names = [name for name in peers.PEERS if name != "torch.compile"]
+    measure(interleave, names, params, grads, kind="resnet50", dtype="f32", rounds=5)

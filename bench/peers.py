@@ -1,0 +1,193 @@
+"""The peers: the same step by other means, each called as fast as it can be called.
+
+A peer is made from lists of parameters, gradients and mean squares, which it updates in place where it can, and is a
+call without arguments. What is not installed raises ImportError, which the benchmarks show as skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = list[NDArray[Any]]
+Call = Callable[[], Any]
+
+LR, RHO, EPS = 1e-3, 0.9, 1e-8
+
+
+def numpy_written(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+    """As people write it."""
+
+    def step() -> None:
+        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
+            squares[i] = RHO * squares[i] + (1 - RHO) * g**2
+            p -= LR * g / (np.sqrt(squares[i]) + EPS)
+
+    return step
+
+
+def numpy_out(params: Arrays, grads: Arrays, squares: Arrays, threads: int, block: int = 8192) -> Call:
+    """With out= everywhere, in blocks that stay in the cache."""
+    params, grads, squares = ([a.reshape(-1) for a in arrays] for arrays in (params, grads, squares))
+    room = np.empty(min(block, max(p.size for p in params)), params[0].dtype)
+    pieces = [
+        (p[i : i + block], g[i : i + block], v[i : i + block], room[: len(p[i : i + block])])
+        for p, g, v in zip(params, grads, squares, strict=True)
+        for i in range(0, p.size, block)
+    ]
+
+    def step() -> None:
+        for p, g, v, t in pieces:
+            np.multiply(g, 1 - RHO, out=t)
+            np.multiply(t, g, out=t)
+            np.multiply(v, RHO, out=v)
+            np.add(v, t, out=v)
+            np.sqrt(v, out=t)
+            np.add(t, EPS, out=t)
+            np.divide(g, t, out=t)
+            np.multiply(t, LR, out=t)
+            np.subtract(p, t, out=p)
+
+    return step
+
+
+def numexpr(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+    """Two expressions an array."""
+    import numexpr as ne
+
+    ne.set_num_threads(threads)
+    number = params[0].dtype.type
+    numbers = {"rho": number(RHO), "rest": number(1 - RHO), "lr": number(LR), "eps": number(EPS)}
+    operands = [numbers | {"p": p, "g": g, "v": v} for p, g, v in zip(params, grads, squares, strict=True)]
+
+    def step() -> None:
+        for names in operands:
+            ne.evaluate("rho * v + rest * g * g", names, out=names["v"])
+            ne.evaluate("p - lr * g / (sqrt(v) + eps)", names, out=names["p"])
+
+    return step
+
+
+def _numba(parallel: bool) -> Any:
+    import numba
+
+    @numba.njit(parallel=parallel, error_model="numpy")  # type: ignore[untyped-decorator]
+    def loop(p, g, v, rho, rest, lr, eps):  # type: ignore[no-untyped-def]
+        for i in numba.prange(p.size):
+            v[i] = rho * v[i] + rest * g[i] * g[i]
+            p[i] -= lr * g[i] / (np.sqrt(v[i]) + eps)
+
+    return loop
+
+
+def _numba_step(parallel: bool) -> Callable[[Arrays, Arrays, Arrays, int], Call]:
+    def make(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+        loop = _numba(parallel)
+        number = params[0].dtype.type
+        numbers = number(RHO), number(1 - RHO), number(LR), number(EPS)
+        flat = ([a.reshape(-1) for a in arrays] for arrays in (params, grads, squares))
+        leaves = list(zip(*flat, strict=True))
+
+        def step() -> None:
+            for p, g, v in leaves:
+                loop(p, g, v, *numbers)
+
+        return step
+
+    return make
+
+
+def _torch(foreach: bool) -> Callable[[Arrays, Arrays, Arrays, int], Call]:
+    def make(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+        import torch
+
+        torch.set_num_threads(threads)
+        leaves = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
+        for leaf, g in zip(leaves, grads, strict=True):
+            leaf.grad = torch.from_numpy(g)
+        optimizer = torch.optim.RMSprop(leaves, lr=LR, alpha=RHO, eps=EPS, foreach=foreach)
+        return optimizer.step
+
+    return make
+
+
+def torch_fused_adagrad(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+    """Not RMSProp, but the nearest fused kernel that torch has: the same bytes, one root and one division an element."""
+    import torch
+
+    torch.set_num_threads(threads)
+    p, g, v = ([torch.from_numpy(a) for a in arrays] for arrays in (params, grads, squares))
+    steps = [torch.tensor(1.0) for _ in p]
+
+    def step() -> None:
+        torch._fused_adagrad_(p, g, v, steps, lr=LR, lr_decay=0.0, weight_decay=0.0, eps=EPS, maximize=False)
+
+    return step
+
+
+def torch_compile(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+    """The step as one compiled function."""
+    import torch
+
+    torch.set_num_threads(threads)
+    p, g, v = ([torch.from_numpy(a) for a in arrays] for arrays in (params, grads, squares))
+
+    @torch.compile(dynamic=False)  # type: ignore[untyped-decorator]
+    def compiled(p, g, v):  # type: ignore[no-untyped-def]
+        for a, b, c in zip(p, g, v, strict=True):
+            c.mul_(RHO).addcmul_(b, b, value=1 - RHO)
+            a.addcdiv_(b, c.sqrt().add_(EPS), value=-LR)
+
+    def step() -> None:
+        with torch.no_grad():
+            compiled(p, g, v)
+
+    step()
+    return step
+
+
+def optax(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+    """Compiled as a whole, with parameters and state donated."""
+    import jax
+    import optax as library
+
+    jax.config.update("jax_enable_x64", True)
+    rule = library.rmsprop(LR, decay=RHO, eps=EPS, eps_in_sqrt=False)
+
+    def whole(p: Any, state: Any, g: Any) -> Any:
+        updates, state = rule.update(g, state, p)
+        return library.apply_updates(p, updates), state
+
+    compiled = jax.jit(whole, donate_argnums=(0, 1))
+    held = [jax.numpy.asarray(p) for p in params]
+    held_grads = [jax.numpy.asarray(g) for g in grads]
+    box = [held, rule.init(held)]
+
+    def step() -> None:
+        box[:] = compiled(box[0], box[1], held_grads)
+        jax.block_until_ready(box[0])
+
+    return step
+
+
+PEERS: dict[str, Callable[[Arrays, Arrays, Arrays, int], Call]] = {
+    "numpy": numpy_written,
+    "numpy out=": numpy_out,
+    "numexpr": numexpr,
+    "numba": _numba_step(parallel=False),
+    "numba prange": _numba_step(parallel=True),
+    "torch": _torch(foreach=False),
+    "torch foreach": _torch(foreach=True),
+    "torch fused adagrad": torch_fused_adagrad,
+    "torch.compile": torch_compile,
+    "optax jit": optax,
+}
+
+
+def make(name: str, params: Arrays, grads: Arrays, threads: int) -> Call:
+    """A peer over parameters and mean squares of its own, and the given gradients."""
+    own = [p.copy() for p in params]
+    return PEERS[name](own, grads, [g * g for g in grads], threads)
