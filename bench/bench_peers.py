@@ -40,7 +40,9 @@ def test_one_array(interleave, rng, dtype, n):
     if QUICK and dtype == "f64" and n not in (2**16, 2**24):
         pytest.skip("in the long form only")
     params, grads = ([rng.standard_normal(n).astype(dtype.replace("f", "float"))] for _ in range(2))
-    names = [name for name in peers.PEERS if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)]
+    names = [
+        name for name in peers.PEERS if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)
+    ]
     measure(interleave, names, params, grads, kind="one", dtype=dtype, n=n, rounds=7 if n >= 2**22 else None)
 
 

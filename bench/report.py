@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 Runs = list[dict[str, Any]]
-RMSPROP_PEERS = ("numpy", "numpy out=", "numexpr", "numba", "numba prange", "torch", "torch foreach", "torch.compile", "optax jit")
+RMSPROP_PEERS = (
+    "numpy",
+    "numpy out=",
+    "numexpr",
+    "numba",
+    "numba prange",
+    "torch",
+    "torch foreach",
+    "torch.compile",
+    "optax jit",
+)
 BYTES = {"plain": 5, "momentum": 7, "centered": 7}  # values moved an element: times 4 in float32, 8 in float64
 
 
@@ -85,7 +95,13 @@ def targets(runs: Runs) -> list[tuple[str, str, str, bool]]:
                 count = f"{run['count']} x " if "count" in run else ""
                 what = f"{count}{size} {run['dtype']}, {run['threads']} thread{'s' * (run['threads'] > 1)}"
                 # 1.00 within the noise of a median: two loops at one roof differ by a few per cent either way.
-                row(what, "never slower than the best peer", others[best] / run["medians"]["ours"], 0.97, f"{{:.2f}}x {best}")
+                row(
+                    what,
+                    "never slower than the best peer",
+                    others[best] / run["medians"]["ours"],
+                    0.97,
+                    f"{{:.2f}}x {best}",
+                )
     beside = find(runs, kind="beside torch")
     if beside:
         for who in ("ours", "torch"):
@@ -104,7 +120,9 @@ def table(rows: list[tuple[str, str, str, bool]]) -> str:
     """The table of targets, in Markdown."""
     cells = [("what", "target", "measured", "met"), *((a, b, c, "yes" if met else "**no**") for a, b, c, met in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(4)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
@@ -131,7 +149,9 @@ def throughput_figure(runs: Runs, path: Path) -> None:
             label = f"{threads} thread{'s' * (threads > 1)}"
             axes.plot(sizes, [r["n"] / r["limit"] / 1e9 for r in chosen], "--", color=color, label=f"limit, {label}")
             axes.plot(sizes, [r["n"] / r["ours"] / 1e9 for r in chosen], "o-", color=color, label=f"update_, {label}")
-        axes.set(xscale="log", title=f"one array, {dtype}", xlabel="elements", ylabel="elements a nanosecond", ylim=(0, None))
+        axes.set(
+            xscale="log", title=f"one array, {dtype}", xlabel="elements", ylabel="elements a nanosecond", ylim=(0, None)
+        )
         axes.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -142,7 +162,10 @@ def overhead_figure(runs: Runs, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    chosen = sorted((r for r in runs if r["test"] == "test_many_arrays" and r["n"] == 64 and r["threads"] == 1), key=lambda r: r["count"])
+    chosen = sorted(
+        (r for r in runs if r["test"] == "test_many_arrays" and r["n"] == 64 and r["threads"] == 1),
+        key=lambda r: r["count"],
+    )
     for name in ("ours", "numpy", "numba", "torch", "torch foreach", "torch fused adagrad", "optax jit"):
         points = [(r["count"], r["medians"][name] / r["count"] * 1e9) for r in chosen if name in r["medians"]]
         if points:
@@ -186,7 +209,7 @@ def peers_table(runs: Runs) -> str:
             count = f"{run['count']} x " if "count" in run else ""
             case = f"{count}{run.get('n', 'ResNet-50')} {run['dtype']}, {run['threads']} thr."
             ours = run["medians"]["ours"]
-            others = [f"{run['medians'][name] / ours:.3g}" if name in run["medians"] else "–" for name in names]
+            others = [f"{run['medians'][name] / ours:.3g}" if name in run["medians"] else "-" for name in names]
             lines.append(f"| {case} | {ours * 1e6:.4g} µs | " + " | ".join(others) + " |")
     return "\n".join(lines)
 
@@ -196,11 +219,16 @@ def limits_table(runs: Runs) -> str:
     keys = [(v, d, t) for v in BYTES for d in ("f32", "f64") for t in (1, 2)]
     found = {(r["variant"], r["dtype"], r["threads"], r["n"]): r for r in runs if r["test"] == "test_limit"}
     keys = [key for key in keys if any(key == known[:3] for known in found)]
-    lines = ["| elements | " + " | ".join(f"{v} {d} {t} thr." for v, d, t in keys) + " |", "|---" * (len(keys) + 1) + "|"]
-    lines.append("| bytes an element | " + " | ".join(str(BYTES[v] * (4 if d == "f32" else 8)) for v, d, _ in keys) + " |")
+    lines = [
+        "| elements | " + " | ".join(f"{v} {d} {t} thr." for v, d, t in keys) + " |",
+        "|---" * (len(keys) + 1) + "|",
+    ]
+    lines.append(
+        "| bytes an element | " + " | ".join(str(BYTES[v] * (4 if d == "f32" else 8)) for v, d, _ in keys) + " |"
+    )
     for n in sorted({known[3] for known in found}):
         cells = [found.get((*key, n)) for key in keys]
-        lines.append(f"| {n} | " + " | ".join(f"{c['limit'] / c['ours']:.2f}" if c else "–" for c in cells) + " |")
+        lines.append(f"| {n} | " + " | ".join(f"{c['limit'] / c['ours']:.2f}" if c else "-" for c in cells) + " |")
     return "\n".join(lines)
 
 
@@ -230,7 +258,11 @@ def main() -> None:
         overhead_figure(runs, arguments.figures / "overhead.png")
         peers_figure(runs, arguments.figures / "peers.png")
         kinds = ("trees", "options", "ufunc", "subnormal", "cold", "misaligned", "beside torch")
-        parts = {"Targets": table(rows), "Limit over ours": limits_table(runs), "Peers, times over ours": peers_table(runs)}
+        parts = {
+            "Targets": table(rows),
+            "Limit over ours": limits_table(runs),
+            "Peers, times over ours": peers_table(runs),
+        }
         parts |= {kind.capitalize(): medians_table(runs, kind) for kind in kinds}
         text = "\n\n".join(f"## {title}\n\n{part}" for title, part in parts.items())
         Path("build/bench/tables.md").write_text(f"{machine_line(machine)}\n\n{text}\n")

@@ -39,22 +39,42 @@ typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV
 
 #define RMSP_VARIANT_COUNT 24
 
-/* The coefficients of one step, in double; a kernel rounds each once to its own type.
- * Neutral values: grad_scale 1, clip_value +inf, eps 0, bias_correction 1, shrink 1, lr_out 1. */
+/* The coefficients of one step: X(name). Neutral values: grad_scale, bias_correction (1 / (1 - rho**t)), shrink (1 - lr
+ * * decay, decoupled weight decay) and lr_out 1, clip_value +inf, eps 0. weight_decay is read by the l2 variants only.
+ */
+#define RMSP_COEFFICIENTS(X) \
+    X(grad_scale)            \
+    X(clip_value)            \
+    X(weight_decay)          \
+    X(rho)                   \
+    X(one_minus_rho)         \
+    X(bias_correction)       \
+    X(eps_inside)            \
+    X(eps_outside)           \
+    X(lr_in)                 \
+    X(momentum)              \
+    X(shrink)                \
+    X(lr_out)
+#define RMSP_DOUBLE_FIELD(name) double name;
+#define RMSP_FLOAT_FIELD(name) float name;
 typedef struct rmsp_coef {
-    double grad_scale;
-    double clip_value;
-    double weight_decay; /* read by the l2 variants only */
-    double rho;
-    double one_minus_rho;
-    double bias_correction; /* 1 / (1 - rho**t), or 1 */
-    double eps_inside;
-    double eps_outside;
-    double lr_in;
-    double momentum;
-    double shrink; /* 1 - lr * decay, decoupled weight decay */
-    double lr_out;
+    RMSP_COEFFICIENTS(RMSP_DOUBLE_FIELD)
 } rmsp_coef;
+
+/* The same, each rounded once; what the float32 kernels read. */
+typedef struct rmsp_coef_f32 {
+    RMSP_COEFFICIENTS(RMSP_FLOAT_FIELD)
+} rmsp_coef_f32;
+typedef rmsp_coef rmsp_coef_f64;
+
+static inline rmsp_coef_f32 rmsp_round(const rmsp_coef *coef)
+{
+    rmsp_coef_f32 rounded;
+#define RMSP_ROUND(name) rounded.name = (float)coef->name;
+    RMSP_COEFFICIENTS(RMSP_ROUND)
+#undef RMSP_ROUND
+    return rounded;
+}
 
 static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2, const rmsp_coef *coef)
 {
@@ -65,10 +85,11 @@ static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l
 /* The variant of the same structure for any coefficients. */
 static inline int rmsp_general_variant(int variant) { return variant % 12; }
 
-/* One fused pass over n elements of contiguous arrays of one dtype. square_avg, and where the variant has
- * them momentum_buffer and grad_avg, are updated with param; arrays that a variant lacks are not read. */
+/* One fused pass over n elements of contiguous arrays of one dtype; coef is a rmsp_coef_f32 or a rmsp_coef_f64.
+ * square_avg, and where the variant has them momentum_buffer and grad_avg, are updated with param; arrays that a
+ * variant lacks are not read. */
 typedef void rmsp_step_fn(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer,
-                          void *grad_avg, const rmsp_coef *coef);
+                          void *grad_avg, const void *coef);
 
 /* The sum of n squares, in double. The order is fixed: RMSP_LANES sums side by side over each RMSP_BLOCK elements,
  * folded in halves, the blocks added one after another; so the bits do not depend on the vector width. */
@@ -84,7 +105,20 @@ typedef struct rmsp_group {
     int variant;
     double ema;
     rmsp_coef coef;
+    rmsp_coef_f32 coef_f32;
 } rmsp_group;
+
+static inline const void *rmsp_coef_of(const rmsp_group *group, rmsp_dtype dtype)
+{
+    return dtype == RMSP_F32 ? (const void *)&group->coef_f32 : (const void *)&group->coef;
+}
+
+/* A group with these coefficients. */
+static inline rmsp_group rmsp_group_of(rmsp_momentum momentum, int centered, int l2, double ema, const rmsp_coef *coef)
+{
+    const rmsp_group group = {rmsp_variant_index(momentum, centered, l2, coef), ema, *coef, rmsp_round(coef)};
+    return group;
+}
 
 enum {
     RMSP_PARAM,
@@ -148,16 +182,33 @@ typedef enum {
     RMSP_ACCUMULATE, /* grad_sum = grad_sum + scale * grad */
 } rmsp_op;
 
-/* Runs an operation over all leaves, whose gradients have `total` elements: above rmsp_grain on rmsp_thread_count()
- * threads. Results do not depend on the number of threads. */
-void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total);
+/* How much work a plan is: elements with a gradient, and what threads could share of it: the bytes of the gradients,
+ * less 256 a leaf, which it takes to bring a leaf to another core (1000 leaves of 256 bytes ran 1.4 times as long on
+ * two threads, 64 leaves of 4096 bytes 0.65 times). */
+typedef struct rmsp_work {
+    size_t elements, bytes;
+} rmsp_work;
+
+/* Adds what a leaf's gradient is. */
+static inline void rmsp_add_work(rmsp_work *work, const rmsp_leaf *leaf)
+{
+    if (leaf->array[RMSP_GRAD] == NULL) return;
+    const size_t rows = leaf->extra == NULL || leaf->extra->rows == NULL ? 1 : leaf->extra->rows->count;
+    const size_t bytes = leaf->n * rows * (leaf->dtype == RMSP_F32 ? sizeof(float) : sizeof(double));
+    work->elements += leaf->n * rows;
+    work->bytes += bytes > 256 ? bytes - 256 : 0;
+}
+
+/* Runs an operation over all leaves, which are so much work: above rmsp_grain on rmsp_thread_count() threads. Results
+ * do not depend on the number of threads. */
+void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work);
 
 /* The sum that RMSP_SUMSQ found for a leaf. */
 double rmsp_leaf_sumsq(const rmsp_leaf *leaf);
 
-/* Elements below which a plan stays on one thread, and the elements of a span. */
+/* The rmsp_work.bytes up to which a plan stays on one thread, and the elements of a span. */
 extern size_t rmsp_grain;
-#define RMSP_SPAN ((size_t)1 << 14)
+#define RMSP_SPAN ((size_t)1 << 12)
 
 /* The threads that large work may use: the limit if one is set, not 0, else what OpenMP gives now (OMP_NUM_THREADS,
  * threadpoolctl); 1 without OpenMP. */

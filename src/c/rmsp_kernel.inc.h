@@ -3,6 +3,7 @@
  * Parameters, defined by the includer and undefined here:
  *   T          the element type, float or double
  *   SQRT       its square root
+ *   COEF       the struct of its coefficients
  *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_avx2_f32_ ## x
  *
  * momentum, centered, l2 and neutral are constants in every instance, so that the branches on them vanish; a flag known
@@ -12,20 +13,12 @@
 static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
                                           const int neutral, const size_t n, T *restrict param, const T *restrict grad,
                                           T *restrict square_avg, T *restrict momentum_buffer, T *restrict grad_avg,
-                                          const rmsp_coef *const coef)
+                                          const COEF *const coef)
 {
-    const T grad_scale = (T)coef->grad_scale;
-    const T clip_value = (T)coef->clip_value;
-    const T weight_decay = (T)coef->weight_decay;
-    const T rho = (T)coef->rho;
-    const T one_minus_rho = (T)coef->one_minus_rho;
-    const T bias_correction = (T)coef->bias_correction;
-    const T eps_inside = (T)coef->eps_inside;
-    const T eps_outside = (T)coef->eps_outside;
-    const T lr_in = (T)coef->lr_in;
-    const T mu = (T)coef->momentum;
-    const T shrink = (T)coef->shrink;
-    const T lr_out = (T)coef->lr_out;
+    const T grad_scale = coef->grad_scale, clip_value = coef->clip_value, weight_decay = coef->weight_decay;
+    const T rho = coef->rho, one_minus_rho = coef->one_minus_rho, bias_correction = coef->bias_correction;
+    const T eps_inside = coef->eps_inside, eps_outside = coef->eps_outside;
+    const T lr_in = coef->lr_in, mu = coef->momentum, shrink = coef->shrink, lr_out = coef->lr_out;
 
     for (size_t i = 0; i < n; i++) {
         const T p = param[i];
@@ -58,7 +51,7 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
 
 #define RMSP_DEFINE(variant, momentum, centered, l2, neutral)                                                          \
     static void NAME(step_##variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
-                                     void *grad_avg, const rmsp_coef *coef)                                            \
+                                     void *grad_avg, const void *coef)                                                 \
     {                                                                                                                  \
         NAME(step)(momentum, centered, l2, neutral, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);      \
     }
@@ -95,4 +88,5 @@ static void NAME(lerp)(const size_t n, void *const y_, const void *const x_, con
 
 #undef T
 #undef SQRT
+#undef COEF
 #undef NAME

@@ -22,11 +22,13 @@
 
 #define T float
 #define SQRT sqrtf
+#define COEF rmsp_coef_f32
 #define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f32_##x)
 #include "rmsp_kernel.inc.h"
 
 #define T double
 #define SQRT sqrt
+#define COEF rmsp_coef_f64
 #define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
 #include "rmsp_kernel.inc.h"
 

@@ -16,8 +16,8 @@
 #include <omp.h>
 #endif
 
-/* Some 30 us of work on one core in cache, where a second thread has paid for its wake-up. */
-size_t rmsp_grain = (size_t)1 << 17;
+/* 12 us and more of work on one core in cache, where a second thread has paid for its wake-up. */
+size_t rmsp_grain = (size_t)160 << 10;
 
 int rmsp_has_openmp(void)
 {
@@ -54,7 +54,7 @@ typedef struct block_context {
     rmsp_step_fn *step;
     rmsp_sumsq_fn *sumsq;
     rmsp_lerp_fn *lerp;
-    const rmsp_coef *coef;
+    const void *coef;
     double ema, scale, sum;
 } block_context;
 
@@ -83,15 +83,22 @@ static void run_extra(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, 
 {
     static rmsp_block_fn *const work_of[] = {step_block, sumsq_block, accumulate_block};
     const rmsp_extra *const extra = leaf->extra;
-    const rmsp_group *const group = &plan->groups[leaf->group];
     const rmsp_dtype dtype = (rmsp_dtype)leaf->dtype;
-    void *in[RMSP_ARRAY_COUNT], *out[RMSP_ARRAY_COUNT];
-    rmsp_coef coef = group->coef;
     const rmsp_isa *const isa = rmsp_isa_table;
-    const int variant = extra->clip == 1 ? group->variant : rmsp_general_variant(group->variant);
-    block_context context = {
-        isa->step[dtype][variant], isa->sumsq[dtype], isa->lerp[dtype], &coef, group->ema, plan->scale, 0};
-    coef.grad_scale *= extra->clip;
+    void *in[RMSP_ARRAY_COUNT], *out[RMSP_ARRAY_COUNT];
+    rmsp_group group = plan->groups[leaf->group];
+    if (extra->clip != 1) {
+        group.coef.grad_scale *= extra->clip;
+        group.coef_f32.grad_scale = (float)group.coef.grad_scale;
+        group.variant = rmsp_general_variant(group.variant);
+    }
+    block_context context = {isa->step[dtype][group.variant],
+                             isa->sumsq[dtype],
+                             isa->lerp[dtype],
+                             rmsp_coef_of(&group, dtype),
+                             group.ema,
+                             plan->scale,
+                             0};
 
     memcpy(in, leaf->array, sizeof leaf->array);
     in[RMSP_EMA] = extra->ema;
@@ -130,7 +137,8 @@ static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *
     const ptrdiff_t offset = (ptrdiff_t)(start * item_size(leaf));
     rmsp_isa_table->step[leaf->dtype][group->variant](
         count, at(array[RMSP_PARAM], offset), at(array[RMSP_GRAD], offset), at(array[RMSP_SQUARE_AVG], offset),
-        at(array[RMSP_MOMENTUM_BUFFER], offset), at(array[RMSP_GRAD_AVG], offset), &group->coef);
+        at(array[RMSP_MOMENTUM_BUFFER], offset), at(array[RMSP_GRAD_AVG], offset),
+        rmsp_coef_of(group, (rmsp_dtype)leaf->dtype));
 }
 
 /* ---- the spans ---- */
@@ -170,10 +178,11 @@ static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t en
     }
 }
 
-void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total)
+void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work)
 {
+    const size_t total = work.elements;
 #ifdef _OPENMP
-    const int threads = total > rmsp_grain ? rmsp_thread_count() : 1;
+    const int threads = work.bytes > rmsp_grain ? rmsp_thread_count() : 1;
     if (threads > 1) {
         /* Each thread has floating-point flags of its own; NumPy looks at the caller's for its warnings. */
         const int watched = FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID;

@@ -49,9 +49,9 @@ static operands sort_out(char **args, const ptrdiff_t *steps, const rmsp_ufunc *
     return o;
 }
 
-/* The coefficients of lr, rho, momentum if there is one, eps and eps_inside, as options.py makes them with lr outside
- * of the momentum buffer. */
-static rmsp_coef coef_of(const rmsp_ufunc *ufunc, const double *number)
+/* The group of lr, rho, momentum if there is one, eps and eps_inside: as options.py makes it with lr outside of the
+ * momentum buffer. */
+static rmsp_group group_of(const rmsp_ufunc *ufunc, const double *number)
 {
     const double lr = *number++, rho = *number++;
     rmsp_coef coef = {.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1};
@@ -62,38 +62,33 @@ static rmsp_coef coef_of(const rmsp_ufunc *ufunc, const double *number)
     coef.eps_inside = *number++;
     coef.lr_in = ufunc->momentum ? 1 : lr;
     coef.lr_out = ufunc->momentum ? lr : 1;
-    return coef;
+    return rmsp_group_of(ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE, ufunc->centered, 0, 0, &coef);
 }
 
-static rmsp_coef coef_at(const operands *o, const rmsp_ufunc *ufunc, size_t i)
+static rmsp_group group_at(const operands *o, const rmsp_ufunc *ufunc, size_t i)
 {
     double numbers[MAX_NUMBERS];
     for (int k = 0; k < o->number_count; k++) {
         memcpy(&numbers[k], o->number[k] + (ptrdiff_t)i * o->number_step[k], sizeof numbers[k]);
     }
-    return coef_of(ufunc, numbers);
-}
-
-static int variant_of(const rmsp_ufunc *ufunc, const rmsp_coef *coef)
-{
-    return rmsp_variant_index(ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE, ufunc->centered, 0, coef);
+    return group_of(ufunc, numbers);
 }
 
 /* Contiguous arrays, in place: a plan of one leaf, over threads like any other. */
-static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const rmsp_coef *coef)
+static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], rmsp_group group)
 {
     rmsp_leaf leaf = {.n = n, .dtype = ufunc->dtype};
-    rmsp_group group = {.variant = variant_of(ufunc, coef), .coef = *coef};
     const rmsp_plan plan = {.leaves = &leaf, .leaf_count = 1, .groups = &group};
+    rmsp_work work = {0, 0};
     memcpy(leaf.array, array, sizeof leaf.array);
-    rmsp_plan_run(&plan, RMSP_STEP, n);
+    rmsp_add_work(&work, &leaf);
+    rmsp_plan_run(&plan, RMSP_STEP, work);
 }
 
 int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers)
 {
-    const rmsp_coef coef = coef_of(ufunc, numbers);
     feclearexcept(RMSP_WATCHED);
-    step_in_place(ufunc, n, array, &coef);
+    step_in_place(ufunc, n, array, group_of(ufunc, numbers));
     return fetestexcept(RMSP_WATCHED);
 }
 
@@ -138,13 +133,13 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
                               o->in[k] + (ptrdiff_t)start * o->in_step[k], o->in_step[k]);
         }
         for (size_t i = 0, run; i < count; i += run) {
-            const rmsp_coef coef = coef_at(o, ufunc, start + i);
+            const rmsp_group group = group_at(o, ufunc, start + i);
             char *array[RMSP_STEP_ARRAYS];
             run = run_from(o, start + i, count - i);
             for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = (char *)memory[k] + i * size;
-            rmsp_isa_table->step[dtype][variant_of(ufunc, &coef)](run, array[RMSP_PARAM], array[RMSP_GRAD],
-                                                                  array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
-                                                                  array[RMSP_GRAD_AVG], &coef);
+            rmsp_isa_table->step[dtype][group.variant](run, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG],
+                                                       array[RMSP_MOMENTUM_BUFFER], array[RMSP_GRAD_AVG],
+                                                       rmsp_coef_of(&group, dtype));
         }
         for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
             if (o->out[k] == NULL) continue;
@@ -163,8 +158,7 @@ void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *
 
     for (int k = 0; k < o.number_count; k++) constant &= o.number_step[k] == 0;
     if (n > 0 && constant && in_place(&o, ufunc->dtype == RMSP_F32 ? sizeof(float) : sizeof(double))) {
-        const rmsp_coef coef = coef_at(&o, ufunc, 0);
-        step_in_place(ufunc, n, (void *const *)o.in, &coef);
+        step_in_place(ufunc, n, (void *const *)o.in, group_at(&o, ufunc, 0));
     } else {
         step_blocks(&o, ufunc, n);
     }

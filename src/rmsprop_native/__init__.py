@@ -1,16 +1,12 @@
 """The RMSProp optimizer step for NumPy: fused, vectorised, the same to the bit everywhere."""
 
-from importlib.metadata import version as _version
-
 from rmsprop_native.arrays import RowGrad
 from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
 from rmsprop_native.options import PRESETS, Options
-from rmsprop_native.runtime import isa, num_threads, set_num_threads, show_config, use_isa
+from rmsprop_native.runtime import __version__, isa, num_threads, set_num_threads, show_config, use_isa
 from rmsprop_native.state import State, init
 from rmsprop_native.ufuncs import rmsprop, rmsprop_centered, rmsprop_centered_momentum, rmsprop_momentum
-
-__version__ = _version("rmsprop_native")
 
 __all__ = [
     "PRESETS",
@@ -18,6 +14,7 @@ __all__ = [
     "RMSProp",
     "RowGrad",
     "State",
+    "__version__",
     "init",
     "isa",
     "num_threads",

@@ -27,6 +27,7 @@ from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.math cimport fabs, isfinite, sqrt
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
+from libc.string cimport memset
 
 from rmsprop_native cimport rmsp as c
 
@@ -243,13 +244,6 @@ cdef inline bint is_plain(c.rmsp_leaf *leaf, slot *s, PyObject *param, PyObject 
     return True
 
 
-cdef inline size_t given(const c.rmsp_leaf *leaf) noexcept:
-    """How many elements the gradient of a leaf has."""
-    if leaf.array[c.RMSP_GRAD] == NULL:
-        return 0
-    return leaf.n if leaf.extra == NULL or leaf.extra.rows == NULL else leaf.n * leaf.extra.rows.count
-
-
 cdef list runs_of(tuple shape, dict strides, list axes, size_t reals, size_t real):
     """Lengths and strides of arrays over `axes`, those that lie in one run joined; `strides` are by array."""
     runs = [(shape[axis], {k: of_array[axis] for k, of_array in strides.items()}) for axis in axes if shape[axis] != 1]
@@ -426,7 +420,7 @@ cdef class Plan:
         cdef PyObject *only_param = <PyObject *>params
         cdef PyObject *only_grad = <PyObject *>grads
         cdef PyObject **grad
-        cdef size_t total = 0
+        cdef c.rmsp_work work
 
         if self.busy:
             raise RuntimeError("another thread is inside a step of this state; give each thread a state of its own")
@@ -439,13 +433,13 @@ cdef class Plan:
 
         if self.root is None:
             grad = &only_grad
-            if self._take_plain(&only_param, grad, &total) < self.plan.leaf_count:
+            if self._take_plain(&only_param, grad, &work) < self.plan.leaf_count:
                 if only_param != rmsp_tuple_items(<PyObject *>self.params)[0]:
                     return False
-                total = self._take((grads,))
+                work = self._take((grads,))
         else:
-            grad = self._take_borrowed(only_param, only_grad, &total)
-            if grad != NULL and total > c.rmsp_grain:
+            grad = self._take_borrowed(only_param, only_grad, &work)
+            if grad != NULL and work.bytes > c.rmsp_grain:
                 held = hold(grad, self.plan.leaf_count)
                 grad = rmsp_tuple_items(<PyObject *>held)
             elif grad == NULL:
@@ -457,15 +451,15 @@ cdef class Plan:
                     for _ in self.structure.leaves(grads):  # raises, and says where
                         pass
                     raise ValueError("the gradients changed while they were read")
-                total = self._take(grad_leaves)
+                work = self._take(grad_leaves)
                 grad = rmsp_tuple_items(<PyObject *>grad_leaves)
 
         self.busy = True
         try:
             if self.has_extras:
-                self._step_with_extras(state, grad, total)
+                self._step_with_extras(state, grad, work)
             else:
-                self._run(c.RMSP_STEP, total)
+                self._run(c.RMSP_STEP, work)
                 state.step += 1
         finally:
             self.busy = False
@@ -473,21 +467,21 @@ cdef class Plan:
                 self.held.clear()
         return True
 
-    cdef int _run(self, c.rmsp_op op, size_t total) except -1:
-        """An operation over all leaves, which have `total` elements; without the GIL if it is worth it."""
-        if total > c.rmsp_grain:
+    cdef int _run(self, c.rmsp_op op, c.rmsp_work work) except -1:
+        """An operation over all leaves, without the GIL if it is worth it."""
+        if work.bytes > c.rmsp_grain:
             with nogil:
-                c.rmsp_plan_run(&self.plan, op, total)
+                c.rmsp_plan_run(&self.plan, op, work)
         else:
-            c.rmsp_plan_run(&self.plan, op, total)
+            c.rmsp_plan_run(&self.plan, op, work)
         return 0
 
-    cdef int _step_with_extras(self, object state, PyObject **grad, size_t total) except -1:
+    cdef int _step_with_extras(self, object state, PyObject **grad, c.rmsp_work work) except -1:
         """Look for NaN and infinity, accumulate, clip by norm, step: what each of them is wanted for."""
         cdef size_t i
         cdef int accumulate = state._options.accumulate
         if state._options.on_nonfinite != "propagate":
-            self._run(c.RMSP_SUMSQ, total)
+            self._run(c.RMSP_SUMSQ, work)
             for i in range(self.plan.leaf_count):
                 if self.plan.leaves[i].array[c.RMSP_GRAD] == NULL or isfinite(c.rmsp_leaf_sumsq(&self.plan.leaves[i])):
                     continue
@@ -501,36 +495,48 @@ cdef class Plan:
                     name = title("gradient", self.paths[i])
                     raise FloatingPointError(f"{name} has {count} of {values.size} elements that are not finite")
         if accumulate > 1:
-            self._run(c.RMSP_ACCUMULATE, total)
+            self._run(c.RMSP_ACCUMULATE, work)
             for i in range(self.plan.leaf_count):
                 if self.plan.leaves[i].array[c.RMSP_GRAD] != NULL:
                     self.seen[i] = 1
             state.accumulated += 1
             if state.accumulated < accumulate:
                 return 0
-            total = self._take_sums()
+            work = self._take_sums()
         if self.has_norms:
-            self._run(c.RMSP_SUMSQ, total)
+            self._run(c.RMSP_SUMSQ, work)
             self._clip(state)
-        self._run(c.RMSP_STEP, total)
+        self._run(c.RMSP_STEP, work)
         if accumulate > 1:
             for i in range(self.plan.leaf_count):
                 if self.seen[i]:
-                    self.buffers[i][<int>c.RMSP_GRAD_SUM - <int>c.RMSP_SQUARE_AVG].fill(0)
+                    memset(self.extras[i].c.grad_sum, 0, self.slots[i].n * self._item_size(i))  # dense: ours
                     self.seen[i] = 0
             state.accumulated = 0
         state.step += 1
         return 0
 
-    cdef size_t _take_sums(self) except? 0:
-        """Make the accumulated sums the gradients; returns how many elements they have."""
-        cdef size_t i, total = 0
+    cdef size_t _item_size(self, size_t i) noexcept:
+        return 4 if self.plan.leaves[i].dtype == c.RMSP_F32 else 8
+
+    cdef c.rmsp_work _take_sums(self) except *:
+        """Make the accumulated sums the gradients; returns how much work they are."""
+        cdef size_t i
+        cdef c.rmsp_work work = c.rmsp_work(0, 0)
         for i in range(self.plan.leaf_count):
             self.plan.leaves[i].array[c.RMSP_GRAD] = NULL
-            if self.seen[i]:
+            if not self.seen[i]:
+                continue
+            if self.slots[i].contiguous == cnp.NPY_ARRAY_C_CONTIGUOUS:
+                self.plan.leaves[i].array[c.RMSP_PARAM] = cnp.PyArray_DATA(<cnp.ndarray?>self.params[i])
+                self.plan.leaves[i].array[c.RMSP_GRAD] = self.extras[i].c.grad_sum
+                self.plan.leaves[i].n = self.slots[i].n
+                self.plan.leaves[i].extra = &self.extras[i].c
+                self.extras[i].c.layout = self.extras[i].c.grad_order = NULL
+            else:
                 self._point(i, self.buffers[i][<int>c.RMSP_GRAD_SUM - <int>c.RMSP_SQUARE_AVG])
-                total += given(&self.plan.leaves[i])
-        return total
+            c.rmsp_add_work(&work, &self.plan.leaves[i])
+        return work
 
     cdef int _clip(self, object state) except -1:
         """Set the factor on each gradient whose norm is over its limit."""
@@ -549,18 +555,18 @@ cdef class Plan:
             self.extras[i].c.clip = <double>limit / norm if limit is not None and norm > <double>limit else 1.0
         return 0
 
-    cdef size_t _take_plain(self, PyObject **param, PyObject **grad, size_t *total) noexcept:
+    cdef size_t _take_plain(self, PyObject **param, PyObject **grad, c.rmsp_work *work) noexcept:
         """Point the leaves at their arrays as long as they are known and plain; how many were."""
         cdef PyObject **known = rmsp_tuple_items(<PyObject *>self.params)
         cdef size_t i
-        total[0] = 0
+        work[0] = c.rmsp_work(0, 0)
         for i in range(self.plan.leaf_count):
             if param[i] != known[i] or not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
                 return i
-            total[0] += self.plan.leaves[i].n
+            c.rmsp_add_work(work, &self.plan.leaves[i])
         return self.plan.leaf_count
 
-    cdef PyObject **_take_borrowed(self, PyObject *params, PyObject *grads, size_t *total) noexcept:
+    cdef PyObject **_take_borrowed(self, PyObject *params, PyObject *grads, c.rmsp_work *work) noexcept:
         """The gradients, borrowed, if all leaves are known and plain and no code but C's was needed to see it, so that
         nothing can have changed or gone meanwhile; NULL if not."""
         cdef PyObject **param = self.borrowed
@@ -579,18 +585,19 @@ cdef class Plan:
             filled = 0
             if not borrow(self.root, grads, grad, &filled):
                 return NULL
-        return grad if self._take_plain(param, grad, total) == self.plan.leaf_count else NULL
+        return grad if self._take_plain(param, grad, work) == self.plan.leaf_count else NULL
 
-    cdef size_t _take(self, tuple grads) except? 0:
-        """Point the leaves at their gradients, whatever these are; how many elements they have."""
-        cdef size_t i, total = 0
+    cdef c.rmsp_work _take(self, tuple grads) except *:
+        """Point the leaves at their gradients, whatever these are; how much work they are."""
+        cdef size_t i
+        cdef c.rmsp_work work = c.rmsp_work(0, 0)
         cdef PyObject **param = rmsp_tuple_items(<PyObject *>self.params)
         cdef PyObject **grad = rmsp_tuple_items(<PyObject *>grads)
         for i in range(self.plan.leaf_count):
             if not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
                 self._admit(i, <object>grad[i])
-            total += given(&self.plan.leaves[i])
-        return total
+            c.rmsp_add_work(&work, &self.plan.leaves[i])
+        return work
 
     cdef bint _knows(self, tuple params) noexcept:
         """Whether these are the parameters of the plan."""
@@ -714,11 +721,9 @@ cdef class Plan:
             self.plan.scale = coef.grad_scale
             if options.accumulate > 1:
                 coef.grad_scale = 1.0 / options.accumulate  # the sum is unscaled already
-            self.plan.groups[i].variant = c.rmsp_variant_index(
-                MOMENTUM[variant.momentum], variant.centered, variant.l2, &coef
+            self.plan.groups[i] = c.rmsp_group_of(
+                MOMENTUM[variant.momentum], variant.centered, variant.l2, ema, &coef
             )
-            self.plan.groups[i].coef = coef
-            self.plan.groups[i].ema = ema
         self.lr = lr
         self.grad_scale = grad_scale
         if state.steady:
@@ -851,7 +856,7 @@ def step_in_place(object ufunc, tuple operands, tuple out):
     if size != 0 and meet(array[<int>c.RMSP_PARAM], array[<int>c.RMSP_GRAD], size):
         return False
     spec = &ufunc_specs[place][dtype]
-    if n > c.rmsp_grain:
+    if size > c.rmsp_grain:
         with nogil:
             raised = c.rmsp_ufunc_in_place(spec, n, array, numbers)
     else:
@@ -919,7 +924,7 @@ def has_openmp():
 
 
 def grain():
-    """Elements below which a step stays on one thread."""
+    """Bytes of gradients up to which a step stays on one thread."""
     return c.rmsp_grain
 
 

@@ -91,7 +91,7 @@ def step(
 def sumsq(grad: NDArray[Any]) -> float:
     """The sum of squares in double, in the order of the compiled kernels: same bits.
 
-    Over the elements in C order: spans of 16384, in each blocks of 512, in each 16 sums side by side that are folded in
+    Over the elements in C order: spans of 4096, in each blocks of 512, in each 16 sums side by side that are folded in
     halves; blocks, and then spans, are added one after another.
 
     Parameters
@@ -113,9 +113,9 @@ def sumsq(grad: NDArray[Any]) -> float:
     x = _as_pairs(grad, grad.real.dtype).astype(np.float64)
     total = np.float64(0)
     with np.errstate(all="ignore"):
-        for span in range(0, x.size, 16384):
+        for span in range(0, x.size, 4096):
             span_total = np.float64(0)
-            for block in range(span, min(span + 16384, x.size), 512):
+            for block in range(span, min(span + 4096, x.size), 512):
                 squares = x[block : block + 512] ** 2
                 lanes = np.zeros(16)
                 for start in range(0, squares.size, 16):

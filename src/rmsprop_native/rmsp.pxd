@@ -27,12 +27,14 @@ cdef extern from "rmsp.h" nogil:
         double shrink
         double lr_out
 
-    int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2, const rmsp_coef *coef) noexcept
-
     ctypedef struct rmsp_group:
         int variant
         double ema
         rmsp_coef coef
+
+    rmsp_group rmsp_group_of(
+        rmsp_momentum momentum, int centered, int l2, double ema, const rmsp_coef *coef
+    ) noexcept
 
     enum:
         RMSP_PARAM
@@ -82,7 +84,12 @@ cdef extern from "rmsp.h" nogil:
         RMSP_SUMSQ
         RMSP_ACCUMULATE
 
-    void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, size_t total) noexcept
+    ctypedef struct rmsp_work:
+        size_t elements
+        size_t bytes
+
+    void rmsp_add_work(rmsp_work *work, const rmsp_leaf *leaf) noexcept
+    void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work) noexcept
     double rmsp_leaf_sumsq(const rmsp_leaf *leaf) noexcept
     size_t rmsp_grain
     const size_t RMSP_SPAN

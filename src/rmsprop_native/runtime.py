@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import version
 from operator import index
 from typing import Any, Literal, overload
 
@@ -11,7 +9,9 @@ import numpy as np
 
 from rmsprop_native import _core
 
-__all__ = ["isa", "num_threads", "set_num_threads", "show_config", "use_isa"]
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "isa", "num_threads", "set_num_threads", "show_config", "use_isa"]
 
 
 def isa() -> str:
@@ -134,10 +134,12 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     >>> sorted(rms.show_config("dicts"))
     ['instruction set', 'instruction sets', 'machine', 'numpy', 'openmp', 'python', 'rmsprop_native', 'threads']
     """
+    import platform  # not worth a millisecond of every import
+
     if mode not in ("stdout", "dicts"):
         raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")
     config = {
-        "rmsprop_native": version("rmsprop_native"),
+        "rmsprop_native": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.machine()}",
