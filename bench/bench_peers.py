@@ -43,7 +43,7 @@ def test_one_array(interleave, rng, dtype, n):
     names = [
         name for name in peers.PEERS if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)
     ]
-    measure(interleave, names, params, grads, kind="one", dtype=dtype, n=n, rounds=7 if n >= 2**22 else None)
+    measure(interleave, names, params, grads, kind="one", dtype=dtype, n=n, seconds=1e-2, rounds=5 if n >= 2**22 else 9)
 
 
 @pytest.mark.parametrize(("count", "n"), [(10, 64), (100, 64), (1000, 64), (300, 4096)])
@@ -52,7 +52,7 @@ def test_many_arrays(interleave, rng, count, n):
         pytest.skip("in the long form only")
     params, grads = ([rng.standard_normal(n).astype("float32") for _ in range(count)] for _ in range(2))
     names = [name for name in peers.PEERS if name != "torch.compile"]
-    measure(interleave, names, params, grads, kind="many", dtype="f32", count=count, n=n, rounds=9)
+    measure(interleave, names, params, grads, kind="many", dtype="f32", count=count, n=n, rounds=9, seconds=1e-2)
 
 
 def test_resnet50(interleave, rng):
