@@ -20,13 +20,20 @@ test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/installed ## run the tests
 test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, optax, SB3
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/peers
 
-# The whole process has one core, then two; report.py draws the figures and prints the table of targets.
-BENCH = $(BIN)/python -m pytest bench -q -W ignore -o python_files='bench_*.py' --benchmark-disable-gc --benchmark-columns=rounds
+# One core, then two; each family of peers in a process of its own; report.py merges the saved JSON.
+FAMILIES = numpy numexpr numba torch optax
+bench-quick: FAMILIES = numpy numba torch optax
+BENCH = $(BIN)/python -m pytest -q -W ignore -o python_files='bench_*.py' --benchmark-disable-gc --benchmark-columns=rounds
 bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## measure: limits, peers, overhead; make bench-quick in 3 minutes
-	@mkdir -p build/bench
-	RMSP_BENCH_THREADS=1 $(if $(filter bench-quick,$@),RMSP_BENCH_QUICK=1) $(BENCH) --benchmark-json=build/bench/$@-1.json
-	RMSP_BENCH_THREADS=2 $(if $(filter bench-quick,$@),RMSP_BENCH_QUICK=1) $(BENCH) --benchmark-json=build/bench/$@-2.json
-	$(BIN)/python bench/report.py build/bench/$@-1.json build/bench/$@-2.json $(if $(filter bench,$@),--figures docs/images)
+	rm -rf build/bench/$@ && mkdir -p build/bench/$@
+	for threads in 1 2; do \
+	  export RMSP_BENCH_THREADS=$$threads $(if $(filter bench-quick,$@),RMSP_BENCH_QUICK=1); \
+	  for family in $(FAMILIES); do \
+	    RMSP_BENCH_FAMILY=$$family $(BENCH) bench/bench_peers.py --benchmark-json=build/bench/$@/$$threads-$$family.json || exit 1; \
+	  done; \
+	  $(BENCH) bench/bench_overhead.py bench/bench_limits.py bench/bench_special.py --benchmark-json=build/bench/$@/$$threads-ours.json || exit 1; \
+	done
+	$(BIN)/python bench/report.py $$(ls build/bench/$@/*-numpy.json) $$(ls build/bench/$@/*.json | grep -v numpy) $(if $(filter bench,$@),--figures docs/images)
 
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)

@@ -29,8 +29,21 @@ def load(paths: list[Path]) -> tuple[Runs, dict[str, Any]]:
     for path in paths:
         saved = json.loads(path.read_text())
         machine = saved["machine_info"]
-        runs += [run["extra_info"] | {"test": run["name"].partition("[")[0]} for run in saved["benchmarks"]]
+        for run in saved["benchmarks"]:
+            merge(runs, run["extra_info"] | {"test": run["name"].partition("[")[0]})
     return runs, machine
+
+
+def merge(runs: Runs, new: dict[str, Any]) -> None:
+    """Add a run; the peers of a case that was measured already join it, with their ratio to ours in their own run."""
+    case = ("test", "kind", "dtype", "variant", "n", "count", "threads")
+    old = next((run for run in runs if all(run.get(key) == new.get(key) for key in case)), None)
+    if old is None or "ours" not in old["medians"]:
+        runs.append(new)
+        return
+    for name, median in new["medians"].items():
+        if name != "ours":
+            old["medians"][name] = median / new["medians"]["ours"] * old["medians"]["ours"]
 
 
 def find(runs: Runs, **wanted: Any) -> dict[str, Any] | None:

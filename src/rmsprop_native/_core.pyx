@@ -301,6 +301,7 @@ cdef class Plan:
     cdef slot *slots
     cdef extras *extras
     cdef double *sums
+    cdef c.rmsp_work whole  # where every leaf has a gradient
     cdef PyObject **borrowed  # room for the leaves of two trees
     cdef tuple params, buffers, paths, dtypes
     cdef bytearray seen
@@ -336,6 +337,9 @@ cdef class Plan:
         for i in range(self.plan.leaf_count):
             self.plan.leaves[i].group = leaf_groups[i]
             self._place(i)
+            # For the sum of the work any address does for the gradient.
+            self.plan.leaves[i].array[c.RMSP_GRAD] = self.plan.leaves
+            c.rmsp_add_work(&self.whole, &self.plan.leaves[i])
 
     def __dealloc__(self):
         cdef size_t i
@@ -372,7 +376,7 @@ cdef class Plan:
         cdef void *data[7]
         param = self.params[i]
         s.reals = 2 if param.dtype.kind == "c" else 1
-        s.n = param.size * s.reals
+        s.n = leaf.n = param.size * s.reals
         leaf.dtype = c.RMSP_F32 if param.real.dtype == np.float32 else c.RMSP_F64
         for k, array in enumerate(self.buffers[i], c.RMSP_SQUARE_AVG):
             data[k] = NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray?>array)
@@ -433,7 +437,7 @@ cdef class Plan:
 
         if self.root is None:
             grad = &only_grad
-            if self._take_plain(&only_param, grad, &work) < self.plan.leaf_count:
+            if not self._take_plain(&only_param, grad, &work):
                 if only_param != rmsp_tuple_items(<PyObject *>self.params)[0]:
                     return False
                 work = self._take((grads,))
@@ -555,16 +559,15 @@ cdef class Plan:
             self.extras[i].c.clip = <double>limit / norm if limit is not None and norm > <double>limit else 1.0
         return 0
 
-    cdef size_t _take_plain(self, PyObject **param, PyObject **grad, c.rmsp_work *work) noexcept:
-        """Point the leaves at their arrays as long as they are known and plain; how many were."""
+    cdef bint _take_plain(self, PyObject **param, PyObject **grad, c.rmsp_work *work) noexcept:
+        """Point the leaves at their arrays, if all are known and plain."""
         cdef PyObject **known = rmsp_tuple_items(<PyObject *>self.params)
         cdef size_t i
-        work[0] = c.rmsp_work(0, 0)
         for i in range(self.plan.leaf_count):
             if param[i] != known[i] or not is_plain(&self.plan.leaves[i], &self.slots[i], param[i], grad[i]):
-                return i
-            c.rmsp_add_work(work, &self.plan.leaves[i])
-        return self.plan.leaf_count
+                return False
+        work[0] = self.whole
+        return True
 
     cdef PyObject **_take_borrowed(self, PyObject *params, PyObject *grads, c.rmsp_work *work) noexcept:
         """The gradients, borrowed, if all leaves are known and plain and no code but C's was needed to see it, so that
@@ -585,7 +588,7 @@ cdef class Plan:
             filled = 0
             if not borrow(self.root, grads, grad, &filled):
                 return NULL
-        return grad if self._take_plain(param, grad, work) == self.plan.leaf_count else NULL
+        return grad if self._take_plain(param, grad, work) else NULL
 
     cdef c.rmsp_work _take(self, tuple grads) except *:
         """Point the leaves at their gradients, whatever these are; how much work they are."""
