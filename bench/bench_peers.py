@@ -11,8 +11,7 @@ from shapes import RESNET50
 
 import rmsprop_native as rms
 
-# A family of peers a process: where several pools of threads spin for the same cores, what is measured is their quarrel
-# (torch on two threads took 50 times as long beside numba and jax as alone).
+# A family of peers a process: where several pools of threads spin for the same cores, what is measured is their quarrel.
 FAMILY = os.environ.get("RMSP_BENCH_FAMILY", "numpy")
 NAMES = [name for name in peers.PEERS if name.startswith(FAMILY)]
 SIZES = [2**k for k in ((6, 16, 22) if QUICK else (6, 9, 12, 14, 16, 18, 20, 22, 24))]
