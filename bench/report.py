@@ -197,7 +197,7 @@ def peers_figure(runs: Runs, path: Path) -> None:
         ("1000 arrays of 64", find(runs, test="test_many_arrays", count=1000, threads=1)),
         ("one array of 64 Ki", find(runs, test="test_one_array", dtype="f32", n=2**16, threads=1)),
         ("one array of 16 Mi", find(runs, test="test_one_array", dtype="f32", n=2**24, threads=1)),
-        ("ResNet-50, 2 threads", find(runs, test="test_resnet50", threads=2)),
+        ("ResNet-50", find(runs, test="test_resnet50", threads=1)),
     ]
     cases = [(title, run) for title, run in cases if run]
     figure, panels = plt.subplots(1, len(cases), figsize=(3.6 * len(cases), 4), layout="constrained", squeeze=False)
