@@ -272,6 +272,7 @@ def test_other_parameters_are_bound_again(rng):
     refused(TypeError, "parameter '0' has dtype float32, its square_avg has float64", other_dtype, grads, state)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy 2.5 warns of setting the shape
 def test_parameter_moved_in_memory_is_followed(rng):
     param = rng.standard_normal(4)
     state = rms.init(param)
