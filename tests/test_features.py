@@ -63,6 +63,14 @@ def laid_out(array, layout):
     return array.copy()
 
 
+TREES = {
+    "list": list,
+    "tuple": tuple,
+    "dict": lambda leaves: {f"leaf{i}": leaf for i, leaf in enumerate(leaves)},
+    "nested": lambda leaves: {"first": [leaves[0], None], "rest": {"layer": tuple(leaves[1:])}},
+}
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), options=option_sets(), seed=st.integers(0, 2**32 - 1))
 def test_anything_with_anything(data, options, seed):
@@ -79,8 +87,10 @@ def test_anything_with_anything(data, options, seed):
         return reals.view(dtype)[..., 0] if dtype.kind == "c" else np.ascontiguousarray(reals[..., 0])
 
     params = [laid_out(draw(s, d), data.draw(layouts)) for s, d in zip(shapes, dtypes, strict=True)]
+    tree = TREES[data.draw(st.sampled_from(sorted(TREES)))]
+    tree_of_params = tree(params)
     twin = Twin(params, rms.Options(**options))
-    state = rms.init(params, **options)
+    state = rms.init(tree_of_params, **options)
     for _ in range(data.draw(st.integers(1, 4))):
         grads = []
         for shape, dtype in zip(shapes, dtypes, strict=True):
@@ -91,7 +101,7 @@ def test_anything_with_anything(data, options, seed):
             else:
                 grads.append(None if kind == "none" else laid_out(draw(shape, dtype), data.draw(layouts)))
         scale = data.draw(st.sampled_from([1.0, 0.25, -3.0]))
-        assert rms.update_(params, grads, state, grad_scale=scale) is params
+        assert rms.update_(tree_of_params, tree(grads), state, grad_scale=scale) is tree_of_params
         twin.step(grads, grad_scale=scale)
         twin.check(params, state)
         state = pickle.loads(pickle.dumps(state))

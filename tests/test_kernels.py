@@ -13,7 +13,6 @@ from conftest import stepped_alike
 
 import rmsprop_native as rms
 from rmsprop_native import _core
-from rmsprop_native.state import State
 
 # Starts of an array within a cache line, in elements.
 OFFSETS = (0, 1, 3, 7)
@@ -99,10 +98,6 @@ def test_centered_with_a_constant_gradient_stays_finite():
         rms.update_(param, grads, state)
     assert np.isfinite(param).all()
     assert np.isfinite(state.square_avg).all()
-
-
-def test_state_type():
-    assert isinstance(rms.init(np.zeros(1)), State)
 
 
 def packed_square_root(isa, dtype):
