@@ -47,7 +47,7 @@ def test_one_array(interleave, rng, dtype, n):
         pytest.skip("measured with float32, or in the long form only")
     params, grads = ([rng.standard_normal(n).astype(dtype.replace("f", "float"))] for _ in range(2))
     names = [
-        name for name in peers.PEERS if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)
+        name for name in NAMES if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)
     ]
     measure(
         interleave,
