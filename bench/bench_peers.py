@@ -46,9 +46,7 @@ def test_one_array(interleave, rng, dtype, n):
     if dtype == "f64" and n not in ((2**16,) if QUICK else (2**12, 2**16, 2**24)):
         pytest.skip("measured with float32, or in the long form only")
     params, grads = ([rng.standard_normal(n).astype(dtype.replace("f", "float"))] for _ in range(2))
-    names = [
-        name for name in NAMES if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)
-    ]
+    names = [name for name in NAMES if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)]
     measure(
         interleave,
         names,

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import QUICK, THREADS
+from threadpoolctl import threadpool_limits
 
 import rmsprop_native as rms
 
@@ -71,40 +73,49 @@ def test_misaligned(interleave, rng):
     interleave(contenders, kind="misaligned")
 
 
-def test_beside_torch(benchmark, rng):
-    """Steps of ours between products of torch on two threads: two OpenMP runtimes in one process, neither to lose."""
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("other", ["torch", "numpy"])
+def test_beside(benchmark, rng, other):
+    """Steps of ours between matrix products of torch's OpenMP or NumPy's BLAS, whose threads spin on: none is to lose.
+
+    The same products on one thread leave the caches as cold, and nobody spinning.
+    """
     if THREADS == 1:
         pytest.skip("for two threads")
-    torch.set_num_threads(THREADS)
     param, grad = (rng.standard_normal(2**20).astype("float32") for _ in range(2))
     state = rms.init(param)
-    matrix = torch.randn(512, 512)
+    matrix = rng.standard_normal((512, 512)).astype("float32")
+    product, allow = partial(np.matmul, matrix, matrix), partial(threadpool_limits, user_api="blas")
+    if other == "torch":
+        torch = pytest.importorskip("torch")
+        product, allow = partial(torch.mm, *[torch.from_numpy(matrix)] * 2), torch.set_num_threads
+    times = {}
 
-    def timed(call):
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+    def note(**calls):
+        """The medians of ten calls in turn, without the first."""
+        taken = {name: [] for name in calls}
+        for _ in range(10):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                taken[name].append(time.perf_counter() - start)
+        for name, values in taken.items():
+            times.setdefault(name.replace("_", " "), []).append(statistics.median(values[1:]))
 
-    def ours():
-        rms.update_(param, grad, state)
-
-    def theirs():
-        torch.mm(matrix, matrix)
-
-    times = {"ours alone": [], "torch alone": [], "ours between": [], "torch between": []}
+    step = partial(rms.update_, param, grad, state)
 
     def one_round():
-        for name, call in (("ours alone", ours), ("torch alone", theirs)):
-            call()
-            times[name].append(statistics.median(timed(call) for _ in range(9)))
-        pairs = [(timed(theirs), timed(ours)) for _ in range(10)][1:]
-        times["torch between"].append(statistics.median(a for a, _ in pairs))
-        times["ours between"].append(statistics.median(b for _, b in pairs))
+        allow(THREADS)
+        note(theirs_alone=product)
+        note(theirs=product, ours=step)
+        allow(1)
+        time.sleep(0.1)  # their threads stop looking for work
+        note(ours_in_a_row=step)
+        note(theirs_on_one_thread=product, ours_between_those=step)
 
     benchmark.pedantic(one_round, rounds=15 if QUICK else 41)
+    allow(THREADS)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    benchmark.extra_info.update(kind="beside torch", threads=THREADS, medians=medians)
+    benchmark.extra_info.update(kind="beside", other=other, threads=THREADS, medians=medians)
 
 
 once = pytest.mark.skipif(THREADS != 1, reason="measured with one thread")

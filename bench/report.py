@@ -36,7 +36,7 @@ def load(paths: list[Path]) -> tuple[Runs, dict[str, Any]]:
 
 def merge(runs: Runs, new: dict[str, Any]) -> None:
     """Add a run; the peers of a case that was measured already join it, with their ratio to ours in their own run."""
-    case = ("test", "kind", "dtype", "variant", "n", "count", "threads")
+    case = ("test", "kind", "dtype", "variant", "n", "count", "other", "threads")
     old = next((run for run in runs if all(run.get(key) == new.get(key) for key in case)), None)
     if old is None or "ours" not in old["medians"]:
         runs.append(new)
@@ -115,11 +115,11 @@ def targets(runs: Runs) -> list[tuple[str, str, str, bool]]:
                     0.97,
                     f"{{:.2f}}x {best}",
                 )
-    beside = find(runs, kind="beside torch")
-    if beside:
-        for who in ("ours", "torch"):
-            loss = beside["medians"][f"{who} between"] / beside["medians"][f"{who} alone"]
-            row(f"beside busy torch threads: {who}", "<= 1.10x of alone", loss, 1.10, "{:.2f}x", least=False)
+    for other, what in (("torch", "torch's threads"), ("numpy", "NumPy's BLAS threads")):
+        beside = find(runs, kind="beside", other=other)
+        for who, undisturbed in (("ours", "ours between those"), ("theirs", "theirs alone")) if beside else ():
+            loss = beside["medians"][who] / beside["medians"][undisturbed]
+            row(f"beside busy {what}: {who}", "<= 1.10x of undisturbed", loss, 1.10, "{:.2f}x", least=False)
     imported = find(runs, kind="import")
     if imported:
         row("import", "<= 15 ms over numpy", imported["medians"]["import"] * 1e3, 15, "{:.1f} ms", least=False)
@@ -249,7 +249,7 @@ def medians_table(runs: Runs, kind: str) -> str:
     """The medians of one kind of run, as they are."""
     lines = []
     for run in (r for r in runs if r.get("kind") == kind):
-        size = " ".join(f"{key}={run[key]}" for key in ("count", "n") if key in run)
+        size = " ".join(f"{key}={run[key]}" for key in ("count", "n", "other") if key in run)
         lines += [f"| {size} | {name} | {1e6 * t:.3g} µs |" for name, t in run["medians"].items()]
     return "\n".join(["| | what | median |", "|---|---|---|", *lines])
 
@@ -270,7 +270,7 @@ def main() -> None:
         throughput_figure(runs, arguments.figures / "throughput.png")
         overhead_figure(runs, arguments.figures / "overhead.png")
         peers_figure(runs, arguments.figures / "peers.png")
-        kinds = ("trees", "options", "ufunc", "subnormal", "cold", "misaligned", "beside torch")
+        kinds = ("trees", "options", "ufunc", "subnormal", "cold", "misaligned", "beside")
         parts = {
             "Targets": table(rows),
             "Limit over ours": limits_table(runs),

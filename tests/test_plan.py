@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import ctypes
+import ctypes.util
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -432,27 +435,85 @@ def test_list_mutated_by_another_thread(rng):
         worker.join()
 
 
+def test_two_states_at_once(rng):
+    """There is one team of threads; who finds it busy works alone, with the same bits."""
+    _core.set_grain(0)
+    rms.set_num_threads(2)
+    params = [hard_numbers(rng, 5 * _core.SPAN + 3, np.float32) for _ in range(2)]
+    grads = [hard_numbers(rng, p.size, np.float32) for p in params]
+    twins = [Twin([p.copy()], rms.Options()) for p in params]
+    states = [rms.init(p) for p in params]
+    barrier = threading.Barrier(2)
+
+    def work(i):
+        barrier.wait()
+        for _ in range(200):
+            rms.update_(params[i], grads[i], states[i])
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i, twin in enumerate(twins):
+        with np.errstate(all="ignore"):
+            for _ in range(200):
+                twin.step([grads[i]])
+        assert same_bits(params[i], twin.params[0])
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="the number of FE_UPWARD is known for these"
+)
+def test_threads_round_as_their_caller_does(rng):
+    """The rounding mode, and flushing to zero beside it, belong to a thread; the bits must not depend on which."""
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}[platform.machine()]
+    grad = rng.standard_normal(6 * _core.SPAN)
+    results = {}
+    _core.set_grain(0)
+    for mode, threads in ((0, 2), (upward, 1), (upward, 2), (0, 1)):
+        rms.set_num_threads(threads)
+        param = np.ones(grad.size)
+        state = rms.init(param)
+        assert libm.fesetround(mode) == 0
+        try:
+            rms.update_(param, grad, state)
+        finally:
+            libm.fesetround(0)
+        results[mode, threads] = param
+    assert same_bits(results[upward, 1], results[upward, 2])
+    assert same_bits(results[0, 1], results[0, 2])
+    assert (results[upward, 1] != results[0, 1])[-_core.SPAN :].any()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_forked_child_steps_on_one_thread():
-    """Libgomp would wait for ever in the child; the child steps alone instead, with the same bits."""
+def test_forked_child_has_threads_of_its_own():
+    """The parent's do not live in the child, and are not waited for."""
     code = """
 import os, sys
 import numpy as np
 import rmsprop_native as rms
 from rmsprop_native import _core
-_core.set_grain(0)
+
+def tasks():
+    return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
+
+_core.set_grain(int(sys.argv[1]))
 rms.set_num_threads(2)
-param = np.ones(1 << 18, np.float32)
+param = np.ones(1 << 20, np.float32)
 state = rms.init(param)
 rms.update_(param, param.copy(), state)
 pid = os.fork()
 if pid == 0:
+    before = tasks()
     rms.update_(param, param.copy(), state)
-    os._exit(0 if rms.num_threads() == 1 else 3)
+    os._exit(0 if tasks() == before + (sys.platform == "linux") and rms.num_threads() == 2 else 3)
 rms.update_(param, param.copy(), state)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+    for grain in (0, _core.grain()):  # every thread does its share, or those that come in time
+        subprocess.run([sys.executable, "-c", code, str(grain)], check=True, timeout=60)
 
 
 def test_no_reference_is_kept_or_lost(rng):

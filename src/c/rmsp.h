@@ -199,22 +199,27 @@ static inline void rmsp_add_work(rmsp_work *work, const rmsp_leaf *leaf)
     work->bytes += bytes > 256 ? bytes - 256 : 0;
 }
 
-/* Runs an operation over all leaves, which are so much work: above rmsp_grain on rmsp_thread_count() threads. Results
- * do not depend on the number of threads. */
+/* The floating-point exceptions that NumPy tells of; those of other threads are raised in the caller's. */
+#define RMSP_WATCHED (FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)
+
+/* Runs an operation over all leaves, which are so much work: above rmsp_grain on up to rmsp_thread_count() threads.
+ * Results do not depend on the number of threads. */
 void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work);
 
 /* The sum that RMSP_SUMSQ found for a leaf. */
 double rmsp_leaf_sumsq(const rmsp_leaf *leaf);
 
-/* The rmsp_work.bytes up to which a plan stays on one thread, and the elements of a span. */
+/* The rmsp_work.bytes up to which a plan stays on one thread, and of which each further thread needs as many; with 0
+ * all threads do their share, however little there is to do, for tests. And the elements of a span. */
 extern size_t rmsp_grain;
 #define RMSP_SPAN ((size_t)1 << 12)
 
 /* The threads that large work may use: the limit if one is set, not 0, else what OpenMP gives now (OMP_NUM_THREADS,
- * threadpoolctl); 1 without OpenMP. */
+ * threadpoolctl), or 1 without OpenMP. 1 where the system has no POSIX threads. */
 int rmsp_thread_count(void);
 void rmsp_set_thread_limit(int limit);
-int rmsp_has_openmp(void);
+int rmsp_has_threads(void);
+#define RMSP_MAX_THREADS 4096
 
 /* Copies n elements of `size` bytes, 4 or 8, from one stride in bytes to another. */
 void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride);

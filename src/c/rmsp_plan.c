@@ -2,44 +2,22 @@
  *
  * a) A span is at most RMSP_SPAN elements of one leaf, counted from the leaf's start: whatever the number of
  *    threads, the same spans are run, so that anything computed span by span has the same bits.
- * b) A thread owns the spans that start within its share of all elements: many small leaves and one large leaf
- *    are divided alike, no lock and no queue is needed, and the same thread meets the same memory at every step.
- * c) `#pragma omp parallel if(...)` around a function, never `parallel for simd if(...)`, whose `if` would also
- *    switch the vector instructions off.
+ * b) A chunk owns the spans that start within so many of all elements: many small leaves and one large leaf are
+ *    divided alike. rmsp_threads.c says who runs it.
  */
-#include <fenv.h>
 #include <string.h>
 
 #include "rmsp_isa.h"
+#include "rmsp_threads.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+/* 2 us of work on one core, in cache. */
+size_t rmsp_grain = (size_t)32 << 10;
 
-/* 12 us and more of work on one core in cache, where a second thread has paid for its wake-up. */
-size_t rmsp_grain = (size_t)160 << 10;
+/* 75 us: where it has paid to wake a thread that the system has put to rest. */
+#define WAKE_GRAIN ((size_t)1 << 20)
 
-int rmsp_has_openmp(void)
-{
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}
-
-static int thread_limit;
-
-void rmsp_set_thread_limit(int limit) { thread_limit = limit; }
-
-int rmsp_thread_count(void)
-{
-#ifdef _OPENMP
-    return thread_limit > 0 ? thread_limit : omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
+/* Of a thread's share: the smaller, the evener the end; the larger, the less often the leaves are counted. */
+#define CHUNKS_A_THREAD 32
 
 static inline size_t item_size(const rmsp_leaf *leaf)
 {
@@ -178,29 +156,34 @@ static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t en
     }
 }
 
+typedef struct chunk_context {
+    const rmsp_plan *plan;
+    rmsp_op op;
+    size_t total, chunk;
+} chunk_context;
+
+static void run_chunk(void *context, size_t i)
+{
+    const chunk_context *const c = context;
+    const size_t begin = i * c->chunk;
+    run_share(c->plan, c->op, begin, c->total - begin < c->chunk ? c->total : begin + c->chunk);
+}
+
 void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work)
 {
-    const size_t total = work.elements;
-#ifdef _OPENMP
-    const int threads = work.bytes > rmsp_grain ? rmsp_thread_count() : 1;
-    if (threads > 1) {
-        /* Each thread has floating-point flags of its own; NumPy looks at the caller's for its warnings. */
-        const int watched = FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID;
-        int raised = 0;
-#pragma omp parallel num_threads(threads) reduction(| : raised)
-        {
-            feclearexcept(watched);
-            const size_t share = (size_t)omp_get_thread_num(), shares = (size_t)omp_get_num_threads();
-            const size_t begin = total / shares * share,
-                         end = share + 1 == shares ? total : total / shares * (share + 1);
-            run_share(plan, op, begin, end);
-            raised |= fetestexcept(watched);
-        }
-        feraiseexcept(raised);
+    const size_t most = (size_t)rmsp_thread_count();
+    if (work.bytes <= rmsp_grain || most == 1) {
+        run_share(plan, op, 0, work.elements);
         return;
     }
-#endif
-    run_share(plan, op, 0, total);
+    const size_t wanted = rmsp_grain == 0 ? most : 1 + work.bytes / rmsp_grain;
+    const size_t threads = wanted < most ? wanted : most;
+    const size_t wake = work.bytes / WAKE_GRAIN;
+    const size_t spans = (work.elements + RMSP_SPAN - 1) / RMSP_SPAN, pieces = threads * CHUNKS_A_THREAD;
+    const size_t chunk = (spans + pieces - 1) / pieces * RMSP_SPAN;
+    chunk_context context = {plan, op, work.elements, chunk};
+    rmsp_share((work.elements + chunk - 1) / chunk, (int)threads,
+               rmsp_grain == 0 ? RMSP_WAKE_ALL : (int)(wake < threads ? wake : threads), run_chunk, &context);
 }
 
 double rmsp_leaf_sumsq(const rmsp_leaf *leaf)

@@ -14,9 +14,6 @@ typedef struct rmsp_ufunc {
     int pending;  /* floating-point exceptions that the next loop is to raise beside its own */
 } rmsp_ufunc;
 
-/* The exceptions that NumPy tells of. */
-#define RMSP_WATCHED (FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)
-
 /* A step in place on n elements of contiguous arrays, none of them NULL that the ufunc has. Returns the exceptions it
  * raised, of those watched. */
 int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers);

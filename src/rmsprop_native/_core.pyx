@@ -12,7 +12,6 @@ d) The GIL is released for work that is worth threads (rmsp_grain); meanwhile th
    is refused.
 e) Indices into a plan's C arrays follow the leaves; they are never taken from a caller.
 """
-import os
 
 import numpy as np
 
@@ -897,33 +896,19 @@ cdef bint may_meet(object one, object other) noexcept:
 
 # ---- run-time control ----
 
-cdef bint forked = False
-
-
-def _after_fork_in_child():
-    # libgomp's threads do not survive a fork, and its next parallel region would wait for them for ever.
-    global forked
-    forked = True
-    c.rmsp_set_thread_limit(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
 def num_threads():
     """See runtime.num_threads."""
     return c.rmsp_thread_count()
 
 
 def set_num_threads(int n):
-    """Allow `n` threads, or with 0 as many as OpenMP gives; a forked child stays with 1."""
-    c.rmsp_set_thread_limit(1 if forked else n)
+    """Allow `n` threads, or with 0 as many as OpenMP gives."""
+    c.rmsp_set_thread_limit(n)
 
 
-def has_openmp():
-    """Whether the library was compiled with OpenMP."""
-    return bool(c.rmsp_has_openmp())
+def has_threads():
+    """Whether steps can use more than one thread here."""
+    return bool(c.rmsp_has_threads())
 
 
 def grain():
@@ -952,3 +937,4 @@ def use_isa(str name):
 
 
 SPAN = c.RMSP_SPAN
+MAX_THREADS = c.RMSP_MAX_THREADS

@@ -95,7 +95,8 @@ cdef extern from "rmsp.h" nogil:
     const size_t RMSP_SPAN
     int rmsp_thread_count() noexcept
     void rmsp_set_thread_limit(int limit) noexcept
-    int rmsp_has_openmp() noexcept
+    int rmsp_has_threads() noexcept
+    const int RMSP_MAX_THREADS
 
     void rmsp_isa_init() noexcept
     int rmsp_isa_count() noexcept

@@ -63,8 +63,8 @@ def num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` said; else what OpenMP gives, which heeds OMP_NUM_THREADS and threadpoolctl. 1 in a
-        forked child, and where the library was built without OpenMP.
+        What `set_num_threads` said; else what OpenMP gives, which heeds OMP_NUM_THREADS and threadpoolctl, or 1 where
+        the library was built without OpenMP.
 
     Examples
     --------
@@ -81,14 +81,15 @@ def set_num_threads(n: int | None) -> None:
     Parameters
     ----------
     n : int or None
-        At least 1; None for what OpenMP gives. Small steps stay on one thread in any case.
+        From 1 to 4096; None for what OpenMP gives. Small steps stay on one thread in any case, and no step waits for a
+        thread that the system does not let run.
 
     Raises
     ------
     TypeError
         If `n` is no integer.
     ValueError
-        If `n` is less than 1, or more than 1 where the library was built without OpenMP.
+        If `n` is out of range, or more than 1 where the system has no POSIX threads.
 
     Examples
     --------
@@ -100,10 +101,10 @@ def set_num_threads(n: int | None) -> None:
     """
     if n is not None:
         n = index(n)
-        if not 1 <= n <= 4096:
-            raise ValueError(f"the number of threads must be from 1 to 4096, got {n}")
-        if n > 1 and not _core.has_openmp():
-            raise ValueError("this build has no OpenMP, so it has 1 thread only")
+        if not 1 <= n <= _core.MAX_THREADS:
+            raise ValueError(f"the number of threads must be from 1 to {_core.MAX_THREADS}, got {n}")
+        if n > 1 and not _core.has_threads():
+            raise ValueError("this build has no POSIX threads, so it has 1 thread only")
     _core.set_num_threads(n or 0)
 
 
@@ -132,7 +133,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     --------
     >>> import rmsprop_native as rms
     >>> sorted(rms.show_config("dicts"))
-    ['instruction set', 'instruction sets', 'machine', 'numpy', 'openmp', 'python', 'rmsprop_native', 'threads']
+    ['instruction set', 'instruction sets', 'machine', 'numpy', 'python', 'rmsprop_native', 'threads']
     """
     import platform  # not worth a millisecond of every import
 
@@ -145,7 +146,6 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
         "machine": f"{platform.system()} {platform.machine()}",
         "instruction set": _core.isa(),
         "instruction sets": list(_core.isas()),
-        "openmp": _core.has_openmp(),
         "threads": _core.num_threads(),
     }
     if mode == "dicts":
