@@ -33,7 +33,7 @@ bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## 
 	  done; \
 	  $(BENCH) bench/bench_overhead.py bench/bench_limits.py bench/bench_special.py --benchmark-json=build/bench/$@/$$threads-ours.json || exit 1; \
 	done
-	$(BIN)/python bench/report.py $$(ls build/bench/$@/*-numpy.json) $$(ls build/bench/$@/*.json | grep -v numpy) $(if $(filter bench,$@),--figures docs/images)
+	$(BIN)/python bench/report.py $$(ls build/bench/$@/*-numpy.json) $$(ls build/bench/$@/*.json | grep -v numpy) $(if $(filter bench,$@),--page docs/performance.md)
 
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)

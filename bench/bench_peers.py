@@ -6,7 +6,7 @@ import os
 
 import peers
 import pytest
-from conftest import QUICK, THREADS
+from conftest import PLACES, QUICK, THREADS
 from shapes import RESNET50
 
 import rmsprop_native as rms
@@ -16,7 +16,6 @@ FAMILY = os.environ.get("RMSP_BENCH_FAMILY", "numpy")
 NAMES = [name for name in peers.PEERS if name.startswith(FAMILY)]
 SIZES = [2**k for k in ((6, 16, 22) if QUICK else (6, 9, 12, 14, 16, 18, 20, 22, 24))]
 SECONDS = 4e-3
-COMPILED = (2**12, 2**20)  # torch.compile takes a quarter of a minute for each
 
 
 def contenders_of(names, params, grads):
@@ -33,9 +32,11 @@ def contenders_of(names, params, grads):
     return contenders, missing
 
 
-def measure(interleave, names, params, grads, **info):
-    contenders, missing = contenders_of(names, params, grads)
-    interleave(contenders, missing=missing, **info)
+def measure(interleave, names, *places, **info):
+    """Over each of `places`, which are pairs of parameters and gradients."""
+    made = [contenders_of(names, params, grads) for params, grads in places]
+    missing = made[0][1]
+    interleave(*(contenders for contenders, _ in made), missing=missing, **info)
     if missing:
         print(f"skipped, not installed: {', '.join(missing)}")
 
@@ -45,19 +46,13 @@ def measure(interleave, names, params, grads, **info):
 def test_one_array(interleave, rng, dtype, n):
     if dtype == "f64" and n not in ((2**16,) if QUICK else (2**12, 2**16, 2**24)):
         pytest.skip("measured with float32, or in the long form only")
-    params, grads = ([rng.standard_normal(n).astype(dtype.replace("f", "float"))] for _ in range(2))
-    names = [name for name in NAMES if name != "torch.compile" or (n in COMPILED and dtype == "f32" and not QUICK)]
-    measure(
-        interleave,
-        names,
-        params,
-        grads,
-        kind="one",
-        dtype=dtype,
-        n=n,
-        seconds=SECONDS,
-        rounds=5 if QUICK or n >= 2**22 else 9,
-    )
+    places = [
+        tuple([rng.standard_normal(n).astype(dtype.replace("f", "float"))] for _ in range(2))
+        for _ in range(PLACES if 2**13 <= n <= 2**18 else 1)
+    ]
+    names = [name for name in NAMES if name != "torch.compile" or (dtype == "f32" and not QUICK)]
+    rounds = 5 if QUICK or n >= 2**22 else 9
+    measure(interleave, names, *places, kind="one", dtype=dtype, n=n, seconds=SECONDS, rounds=rounds)
 
 
 @pytest.mark.parametrize(("count", "n"), [(10, 64), (100, 64), (1000, 64), (300, 4096)])
@@ -66,22 +61,12 @@ def test_many_arrays(interleave, rng, count, n):
         pytest.skip("in the long form only")
     params, grads = ([rng.standard_normal(n).astype("float32") for _ in range(count)] for _ in range(2))
     names = [name for name in NAMES if name != "torch.compile"]
-    measure(
-        interleave,
-        names,
-        params,
-        grads,
-        kind="many",
-        dtype="f32",
-        count=count,
-        n=n,
-        rounds=5 if QUICK else 9,
-        seconds=SECONDS,
-    )
+    info = {"kind": "many", "dtype": "f32", "count": count, "n": n}
+    measure(interleave, names, (params, grads), rounds=5 if QUICK else 9, seconds=SECONDS, **info)
 
 
 @pytest.mark.skipif(QUICK, reason="in the long form only")
 def test_resnet50(interleave, rng):
     params, grads = ([rng.standard_normal(shape).astype("float32") for shape in RESNET50] for _ in range(2))
     names = [name for name in NAMES if name != "torch.compile"]
-    measure(interleave, names, params, grads, kind="resnet50", dtype="f32", rounds=5)
+    measure(interleave, names, (params, grads), kind="resnet50", dtype="f32", rounds=5)

@@ -1,7 +1,7 @@
 """How everything is measured: contenders in interleaved rounds, medians, in one process of 1 or 2 threads.
 
-Each contender begins its part of a round with one call that is not timed, after a pause where there are two threads, so
-that it finds its own data in the caches and nobody else's threads spinning.
+Each contender begins its part of a round with calls that are not timed, after a pause where there are two threads, so
+that it finds its own data in the caches, its own threads awake, and nobody else's spinning.
 
 RMSP_BENCH_THREADS=1 pins the whole process to one core before any library has counted them. RMSP_BENCH_QUICK=1 takes
 fewer sizes and rounds. What a round takes is pytest-benchmark's own figure; the medians are in its extra_info.
@@ -9,6 +9,7 @@ fewer sizes and rounds. What a round takes is pytest-benchmark's own figure; the
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import sys
@@ -16,6 +17,8 @@ import time
 
 THREADS = int(os.environ.get("RMSP_BENCH_THREADS", "1"))
 QUICK = os.environ.get("RMSP_BENCH_QUICK") == "1"
+WARM_UP = 5e-4  # seconds
+PLACES = 5  # in memory, for arrays that a cache holds
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 for variable in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_MAX_THREADS"):
@@ -35,25 +38,38 @@ def rng():
     return np.random.default_rng(7)
 
 
+def warm_up(call):
+    """Call for half a millisecond, until caches are filled and threads awake; seconds a call."""
+    count, start, now = 0, time.perf_counter(), 0.0
+    while now < start + WARM_UP:
+        call()
+        count, now = count + 1, time.perf_counter()
+    return (now - start) / count
+
+
 @pytest.fixture
 def interleave(benchmark):
-    """Measure contenders in interleaved rounds: seconds a call, medians, also kept in the saved JSON."""
+    """Measure contenders in interleaved rounds: seconds a call, medians, also kept in the saved JSON.
 
-    def run(contenders, *, rounds=None, seconds=2e-3, **info):
+    More than one set of the same contenders stands for arrays at other places in memory, taken in turn: which pages of
+    the cache they share is luck.
+    """
+
+    def run(*places, rounds=None, seconds=2e-3, **info):
         rounds = rounds or (9 if QUICK else 25)
+        rounds = -(-rounds // len(places)) * len(places)
         numbers = {}
-        for name, call in contenders.items():
+        for name, call in places[0].items():
             call()
-            start = time.perf_counter()
-            call()
-            numbers[name] = max(1, int(seconds / max(time.perf_counter() - start, 1e-9)))
-        times = {name: [] for name in contenders}
+            numbers[name] = max(1, int(seconds / warm_up(call)))
+        times = {name: [] for name in numbers}
+        turns = itertools.cycle(places)
 
         def one_round():
-            for name, call in contenders.items():
+            for name, call in next(turns).items():
                 if THREADS > 1:
-                    time.sleep(0.005)  # the threads of the one before stop looking for work
-                call()
+                    time.sleep(0.01)  # the threads of the one before stop looking for work
+                warm_up(call)
                 repeats = range(numbers[name])
                 start = time.perf_counter()
                 for _ in repeats:

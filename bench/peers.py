@@ -7,6 +7,7 @@ call without arguments. What is not installed raises ImportError, which the benc
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ def numexpr(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Cal
     return step
 
 
+@cache
 def _numba(parallel: bool) -> Any:
     import numba
 
@@ -128,18 +130,28 @@ def torch_fused_adagrad(params: Arrays, grads: Arrays, squares: Arrays, threads:
     return step
 
 
-def torch_compile(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
-    """The step as one compiled function."""
+@cache
+def _torch_compiled() -> Any:
     import torch
 
-    torch.set_num_threads(threads)
-    p, g, v = ([torch.from_numpy(a) for a in arrays] for arrays in (params, grads, squares))
+    torch._dynamo.config.recompile_limit = 64  # one compilation a size
 
     @torch.compile(dynamic=False)  # type: ignore[untyped-decorator]
     def compiled(p, g, v):  # type: ignore[no-untyped-def]
         for a, b, c in zip(p, g, v, strict=True):
             c.mul_(RHO).addcmul_(b, b, value=1 - RHO)
             a.addcdiv_(b, c.sqrt().add_(EPS), value=-LR)
+
+    return compiled
+
+
+def torch_compile(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
+    """The step as one compiled function."""
+    import torch
+
+    torch.set_num_threads(threads)
+    p, g, v = ([torch.from_numpy(a) for a in arrays] for arrays in (params, grads, squares))
+    compiled = _torch_compiled()
 
     def step() -> None:
         with torch.no_grad():

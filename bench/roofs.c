@@ -66,7 +66,7 @@
     typedef void name##_streams(ptrdiff_t, T *, const T *, T *, T *, T, T);                                            \
     static name##_streams *const name##_table[2][3] = {{k1_##name##_1, k1_##name##_2, k1_##name##_4},                  \
                                                        {k3_##name##_1, k3_##name##_2, k3_##name##_4}};                 \
-    /* kind 0: k1, 1: k3; unroll 0, 1, 2 stand for 1, 2, 4. Threads share as the library's do: spans of 16 Ki. */      \
+    /* kind 0: k1, 1: k3; unroll 0, 1, 2 stand for 1, 2, 4. Threads share evenly, and no cache line. */                \
     void streams_##name(int kind, int unroll, int threads, ptrdiff_t n, T *p, const T *g, T *v, T *b, T zero, T one)   \
     {                                                                                                                  \
         name##_streams *const run = name##_table[kind][unroll];                                                        \
@@ -76,8 +76,8 @@
         }                                                                                                              \
         _Pragma("omp parallel for schedule(static) num_threads(threads)") for (int t = 0; t < threads; t++)            \
         {                                                                                                              \
-            const ptrdiff_t from = n / threads * t / 16384 * 16384;                                                    \
-            const ptrdiff_t to = t + 1 == threads ? n : n / threads * (t + 1) / 16384 * 16384;                         \
+            const ptrdiff_t from = n / threads * t / 64 * 64;                                                          \
+            const ptrdiff_t to = t + 1 == threads ? n : n / threads * (t + 1) / 64 * 64;                               \
             run(to - from, p + from, g + from, v + from, b == NULL ? NULL : b + from, zero, one);                      \
         }                                                                                                              \
     }                                                                                                                  \
