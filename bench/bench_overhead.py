@@ -22,10 +22,12 @@ def small(rng, count, n=64):
 
 def test_lone_array(interleave, rng):
     (param,), (grad,) = small(rng, 1), small(rng, 1)
-    contenders = {"ours": ours(param, grad)}
+    state = rms.init(param)
+    square_avg = state.square_avg
+    contenders = {"ours": lambda: rms.update_(param, grad, state)}
     for name in ("numpy", "torch", "torch foreach", "torch fused adagrad"):
         try:
-            contenders[name] = peers.make(name, [param], [grad], 1)
+            contenders[name] = peers.PEERS[name]([param], [grad], [square_avg], 1)
         except ImportError:
             continue
     interleave(contenders, kind="lone")

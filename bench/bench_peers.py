@@ -19,14 +19,14 @@ SECONDS = 4e-3
 
 
 def contenders_of(names, params, grads):
-    """Ours and the peers that are installed, over arrays of their own; and who is missing."""
+    """Ours and the peers that are installed, over the same arrays; and who is missing."""
     state = rms.init(params, lr=peers.LR, rho=peers.RHO, eps=peers.EPS)
     for square_avg, grad in zip(state.square_avg, grads, strict=True):
         square_avg[...] = grad * grad
     contenders, missing = {"ours": lambda: rms.update_(params, grads, state)}, []
     for name in names:
         try:
-            contenders[name] = peers.make(name, params, grads, THREADS)
+            contenders[name] = peers.PEERS[name](params, grads, list(state.square_avg), THREADS)
         except ImportError:
             missing.append(name)
     return contenders, missing

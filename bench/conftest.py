@@ -49,7 +49,7 @@ def warm_up(call):
 
 @pytest.fixture
 def interleave(benchmark):
-    """Measure contenders in interleaved rounds: seconds a call, medians, also kept in the saved JSON.
+    """Measure contenders in interleaved rounds: seconds a call in each round; their medians are saved in the JSON.
 
     More than one set of the same contenders stands for arrays at other places in memory, taken in turn: which pages of
     the cache they share is luck.
@@ -77,9 +77,10 @@ def interleave(benchmark):
                 times[name].append((time.perf_counter() - start) / numbers[name])
 
         benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=1)
-        medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+        times = {name: values[1:] for name, values in times.items()}
+        medians = {name: statistics.median(values) for name, values in times.items()}
         benchmark.extra_info.update(info, medians=medians, threads=THREADS)
-        return medians
+        return times
 
     return run
 

@@ -1,7 +1,8 @@
 """The peers: the same step by other means, each called as fast as it can be called.
 
-A peer is made from lists of parameters, gradients and mean squares, which it updates in place where it can, and is a
-call without arguments. What is not installed raises ImportError, which the benchmarks show as skipped.
+A peer is made from lists of parameters, gradients and mean squares, those that ours works on too, and is a call without
+arguments. It works on this memory where it can; NumPy as written makes new mean squares at each step, and optax holds
+all arrays of its own. What is not installed raises ImportError, which the benchmarks show as skipped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ LR, RHO, EPS = 1e-3, 0.9, 1e-8
 
 def numpy_written(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
     """As people write it."""
+    squares = list(squares)
 
     def step() -> None:
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
@@ -108,9 +110,10 @@ def _torch(foreach: bool) -> Callable[[Arrays, Arrays, Arrays, int], Call]:
 
         torch.set_num_threads(threads)
         leaves = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
-        for leaf, g in zip(leaves, grads, strict=True):
-            leaf.grad = torch.from_numpy(g)
         optimizer = torch.optim.RMSprop(leaves, lr=LR, alpha=RHO, eps=EPS, foreach=foreach)
+        for leaf, g, v in zip(leaves, grads, squares, strict=True):
+            leaf.grad = torch.from_numpy(g)
+            optimizer.state[leaf] = {"step": torch.tensor(0.0), "square_avg": torch.from_numpy(v)}
         return optimizer.step
 
     return make
@@ -197,9 +200,3 @@ PEERS: dict[str, Callable[[Arrays, Arrays, Arrays, int], Call]] = {
     "torch.compile": torch_compile,
     "optax jit": optax,
 }
-
-
-def make(name: str, params: Arrays, grads: Arrays, threads: int) -> Call:
-    """A peer over parameters and mean squares of its own, and the given gradients."""
-    own = [p.copy() for p in params]
-    return PEERS[name](own, grads, [g * g for g in grads], threads)

@@ -10,6 +10,7 @@
 #ifndef RMSP_H
 #define RMSP_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,10 +19,9 @@ typedef enum { RMSP_F32, RMSP_F64, RMSP_DTYPE_COUNT } rmsp_dtype;
 typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV } rmsp_momentum;
 
 /* Every variant of the step, once: X(name, momentum, centered, l2, neutral), in the order of rmsp_variant_index. The
- * first three decide which arrays there are and where NaN spreads. A neutral variant leaves out multiplications by
- * grad_scale, bias_correction and shrink, for when all three are 1: the bits are the same, and where square root and
- * division share a unit with the multipliers, as on AMD Zen 4, so is the speed of the divider reached. All else is a
- * coefficient. */
+ * first three decide which arrays there are and where NaN spreads. A neutral variant leaves out what its coefficients
+ * make no difference to: the bits are the same, and where square root and division share a unit with the multipliers,
+ * as on AMD Zen 4, so is the speed of the divider reached. All else is a coefficient. */
 #define RMSP_STRUCTURES(X, neutral, suffix)                               \
     X(plain##suffix, RMSP_MOMENTUM_NONE, 0, 0, neutral)                   \
     X(plain_l2##suffix, RMSP_MOMENTUM_NONE, 0, 1, neutral)                \
@@ -78,7 +78,8 @@ static inline rmsp_coef_f32 rmsp_round(const rmsp_coef *coef)
 
 static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l2, const rmsp_coef *coef)
 {
-    const int neutral = coef->grad_scale == 1 && coef->bias_correction == 1 && coef->shrink == 1;
+    const int neutral = coef->grad_scale == 1 && coef->clip_value == (double)INFINITY && coef->bias_correction == 1 &&
+                        coef->shrink == 1 && (momentum != RMSP_MOMENTUM_NONE || coef->lr_out == 1);
     return neutral * 12 + (int)momentum * 4 + (centered != 0) * 2 + (l2 != 0);
 }
 

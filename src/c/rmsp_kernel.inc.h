@@ -22,9 +22,12 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
 
     for (size_t i = 0; i < n; i++) {
         const T p = param[i];
-        T g = neutral ? grad[i] : grad_scale * grad[i];
-        g = clip_value < g ? clip_value : g; /* in this form a NaN stays */
-        g = -clip_value > g ? -clip_value : g;
+        T g = grad[i];
+        if (!neutral) {
+            g = grad_scale * g;
+            g = clip_value < g ? clip_value : g; /* in this form a NaN stays */
+            g = -clip_value > g ? -clip_value : g;
+        }
         if (l2) g = g + weight_decay * p;
 
         const T v = rho * square_avg[i] + (one_minus_rho * g) * g;
@@ -45,7 +48,7 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
             u = momentum == RMSP_MOMENTUM_NESTEROV ? u + mu * b : b;
         }
         square_avg[i] = v;
-        param[i] = (neutral ? p : shrink * p) - lr_out * u;
+        param[i] = (neutral ? p : shrink * p) - (neutral && momentum == RMSP_MOMENTUM_NONE ? u : lr_out * u);
     }
 }
 
