@@ -1,7 +1,8 @@
 /* rmsp_plan.c: runs the spans of a plan, over threads where there is enough work.
  *
  * a) A span is at most RMSP_SPAN elements of one leaf, counted from the leaf's start: whatever the number of
- *    threads, the same spans are run, so that anything computed span by span has the same bits.
+ *    threads, the same spans are run, so that anything computed span by span has the same bits. Where nothing is, as
+ *    in a plain step, those of a chunk are run as one.
  * b) A chunk owns the spans that start within so many of all elements: many small leaves and one large leaf are
  *    divided alike. rmsp_threads.c says who runs it.
  */
@@ -148,8 +149,11 @@ static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t en
             if (start >= n) row++, start = 0;
         }
         for (; row < rows && first + row * n + start < end; row++, start = 0) {
-            for (; start < n && first + row * n + start < end; start += RMSP_SPAN) {
-                run_span(plan, op, leaf, row, start, n - start < RMSP_SPAN ? n - start : RMSP_SPAN);
+            const size_t left = (end - first - row * n + RMSP_SPAN - 1) / RMSP_SPAN * RMSP_SPAN;
+            const size_t stop = left < n ? left : n;
+            const size_t piece = leaf->extra != NULL ? RMSP_SPAN : stop - start;
+            for (; start < stop; start += piece) {
+                run_span(plan, op, leaf, row, start, stop - start < piece ? stop - start : piece);
             }
         }
         first += rows * n;
