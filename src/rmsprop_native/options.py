@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -58,17 +59,20 @@ class Coefficients(NamedTuple):
         ValueError
             If a positive eps rounds to 0 or a finite number to infinity.
         """
-        largest = float(np.finfo(dtype).max)
-        for name, value in self._asdict().items():
-            if math.isfinite(value) and abs(value) > largest:
-                raise ValueError(f"{name}={value!r} is infinite in {dtype}")
+        largest, least_normal, least = _range(dtype)
+        for i, value in enumerate(self):
+            if largest < abs(value) < math.inf:
+                raise ValueError(f"{self._fields[i]}={value!r} is infinite in {dtype}")
         for eps in (self.eps_inside, self.eps_outside):
-            if eps > 0 and dtype.type(eps) == 0:
-                raise ValueError(f"eps={eps!r} rounds to 0 in {dtype}; give an eps of at least {_least(dtype)!r}")
+            if 0 < eps <= least / 2:
+                raise ValueError(f"eps={eps!r} rounds to 0 in {dtype}; give an eps of at least {least_normal!r}")
 
 
-def _least(dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).tiny)
+@cache
+def _range(dtype: np.dtype[Any]) -> tuple[float, float, float]:
+    """The largest, the least normal and the least number above 0."""
+    info = np.finfo(dtype)
+    return float(info.max), float(info.tiny), float(info.smallest_subnormal)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -410,7 +414,7 @@ def _number(name: str, value: object, low: float, high: float) -> float:
     """`value` as a finite float in [low, high)."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
-    if isinstance(value, bool | np.bool) or not isinstance(value, Real):
+    if type(value) is not float and (isinstance(value, bool | np.bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     number = float(value)
     if not (math.isfinite(number) and low <= number < high):
