@@ -29,6 +29,7 @@ def contenders_of(names, params, grads):
             contenders[name] = peers.PEERS[name](params, grads, list(state.square_avg), THREADS)
         except ImportError:
             missing.append(name)
+    contenders["ours again"] = contenders["ours"]  # how far the same thing differs from itself
     return contenders, missing
 
 

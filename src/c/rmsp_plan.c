@@ -142,6 +142,11 @@ static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t en
         size_t n;
         const size_t rows = rows_of(leaf, op, &n);
         if (rows == 0 || n == 0) continue;
+        if (leaf->extra == NULL && begin <= first && n <= end - first) { /* the usual leaf, whole */
+            run_span(plan, op, leaf, 0, 0, n);
+            first += n;
+            continue;
+        }
         size_t row = 0, start = 0;
         if (begin > first) {
             row = (begin - first) / n;
