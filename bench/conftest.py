@@ -63,10 +63,13 @@ def interleave(benchmark):
             call()
             numbers[name] = max(1, int(seconds / warm_up(call)))
         times = {name: [] for name in numbers}
-        turns = itertools.cycle(places)
+        turns = itertools.count()
 
         def one_round():
-            for name, call in next(turns).items():
+            """Each contender once, another one first in each round."""
+            turn = next(turns)
+            calls = list(places[turn % len(places)].items())
+            for name, call in calls[turn % len(calls) :] + calls[: turn % len(calls)]:
                 if THREADS > 1:
                     time.sleep(0.01)  # the threads of the one before stop looking for work
                 warm_up(call)
