@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import statistics
 import sys
 import time
@@ -63,13 +64,13 @@ def interleave(benchmark):
             call()
             numbers[name] = max(1, int(seconds / warm_up(call)))
         times = {name: [] for name in numbers}
-        turns = itertools.count()
+        turns = itertools.cycle(places)
+        order = random.Random(7)
 
         def one_round():
-            """Each contender once, another one first in each round."""
-            turn = next(turns)
-            calls = list(places[turn % len(places)].items())
-            for name, call in calls[turn % len(calls) :] + calls[: turn % len(calls)]:
+            """Each contender once, after another one in each round: what that leaves in the caches is luck too."""
+            calls = list(next(turns).items())
+            for name, call in order.sample(calls, len(calls)):
                 if THREADS > 1:
                     time.sleep(0.01)  # the threads of the one before stop looking for work
                 warm_up(call)
