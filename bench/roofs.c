@@ -70,6 +70,12 @@
     void streams_##name(int kind, int unroll, int threads, ptrdiff_t n, T *p, const T *g, T *v, T *b, T zero, T one)   \
     {                                                                                                                  \
         name##_streams *const run = name##_table[kind][unroll];                                                        \
+        const ptrdiff_t head = (ptrdiff_t)(-(uintptr_t)p % 64 / sizeof(T)); /* to the start of a cache line */         \
+        if (head < n) {                                                                                                \
+            run(head, p, g, v, b, zero, one);                                                                          \
+            n -= head, p += head, g += head, v += head;                                                                \
+            if (b != NULL) b += head;                                                                                  \
+        }                                                                                                              \
         if (threads == 1) {                                                                                            \
             run(n, p, g, v, b, zero, one);                                                                             \
             return;                                                                                                    \

@@ -75,6 +75,14 @@ def test_threads_divide_any_tree_alike(dtype, variant, rng):
         stepped_alike(options_of(VARIANTS[variant]), [p.copy() for p in params], grads)
 
 
+@pytest.mark.parametrize("start", [0, 1, 3, 15])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_arrays_from_any_place_in_a_cache_line(dtype, start, rng):
+    """The elements before the first whole line are a step by themselves."""
+    params, grads = ([hard_numbers(rng, (1 << 15) + 99 + start, DTYPES[dtype])[start:]] for _ in range(2))
+    stepped_alike(rms.Options(), params, grads)
+
+
 def test_every_variant_selects_its_own_loop():
     """Two cases with the same variant would leave a compiled loop untested."""
     assert len({options_of(options).variant for options in VARIANTS.values()}) == len(VARIANTS) == 12

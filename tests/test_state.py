@@ -117,3 +117,13 @@ def test_lr_zero_changes_the_state_only(rng):
 def test_repr():
     assert repr(rms.init([np.zeros(3)], lr=0.5)) == "State(step=0, leaves=1, options=Options(lr=0.5, rho=0.9))"
     assert repr(rms.RMSProp([np.zeros(3)])).startswith("RMSProp(State(step=0")
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_large_buffers_share_lines_with_their_parameter_and_not_places_in_a_page(dtype):
+    """Vectors of all arrays can start with a cache line then, and loads do not seem to wait for stores elsewhere."""
+    param = np.ones(1 << 17, dtype)
+    state = rms.init(param, momentum=0.9, centered=True, ema=0.9)
+    starts = [a.ctypes.data for a in (param, state.square_avg, state.momentum_buffer, state.grad_avg, state.ema)]
+    assert len({start % 64 for start in starts[1:]} | {16}) == 1
+    assert len({start % 4096 for start in starts}) == len(starts)

@@ -104,13 +104,9 @@ static void run_extra(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, 
     if (op == RMSP_SUMSQ) extra->span_sums[start / RMSP_SPAN] = context.sum;
 }
 
-static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start,
-                            size_t count)
+/* A step on elements of a leaf without extras. */
+static inline void run_plain(const rmsp_plan *plan, const rmsp_leaf *leaf, size_t start, size_t count)
 {
-    if (leaf->extra != NULL) {
-        run_extra(plan, op, leaf, row, start, count);
-        return;
-    }
     const rmsp_group *const group = &plan->groups[leaf->group];
     void *const *const array = leaf->array;
     const ptrdiff_t offset = (ptrdiff_t)(start * item_size(leaf));
@@ -118,6 +114,29 @@ static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *
         count, at(array[RMSP_PARAM], offset), at(array[RMSP_GRAD], offset), at(array[RMSP_SQUARE_AVG], offset),
         at(array[RMSP_MOMENTUM_BUFFER], offset), at(array[RMSP_GRAD_AVG], offset),
         rmsp_coef_of(group, (rmsp_dtype)leaf->dtype));
+}
+
+/* Out of the caches it costs 8 % of a float32 step to take every vector from two cache lines. NumPy's large arrays all
+ * start 16 bytes into one, and state.py's buffers too, so that a few elements done before bring all of them to its
+ * start. */
+#define ALIGN_FROM ((size_t)1 << 15)
+#define LINE ((size_t)64)
+
+static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start,
+                            size_t count)
+{
+    if (leaf->extra != NULL) {
+        run_extra(plan, op, leaf, row, start, count);
+        return;
+    }
+    if (count >= ALIGN_FROM) {
+        const uintptr_t first = (uintptr_t)leaf->array[RMSP_PARAM] + start * item_size(leaf);
+        const size_t head = (size_t)(-first % LINE) / item_size(leaf);
+        run_plain(plan, leaf, start, head);
+        start += head;
+        count -= head;
+    }
+    run_plain(plan, leaf, start, count);
 }
 
 /* ---- the spans ---- */

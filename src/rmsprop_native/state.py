@@ -26,7 +26,7 @@ __all__ = ["State", "init"]
 # agree in their last 12 bits get in each other's way: with all of them there, a step with momentum over 64 Ki float32
 # took 1.3 times as long on an AMD Zen 4 (bench/NOTES.md). Any distances do that are not near a multiple of 4096.
 _PAGE = 4096
-_PLACES = {"square_avg": 1088, "momentum_buffer": 2176, "grad_avg": 3264, "ema": 256, "grad_sum": 1600}
+_PLACES = {"square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616}
 
 
 def _placed(name: str, like: NDArray[Any], values: Any) -> NDArray[Any]:
