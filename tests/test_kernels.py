@@ -79,7 +79,7 @@ def test_threads_divide_any_tree_alike(dtype, variant, rng):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_arrays_from_any_place_in_a_cache_line(dtype, start, rng):
     """The elements before the first whole line are a step by themselves."""
-    params, grads = ([hard_numbers(rng, (1 << 15) + 99 + start, DTYPES[dtype])[start:]] for _ in range(2))
+    params, grads = ([hard_numbers(rng, (1 << 17) + 99 + start, DTYPES[dtype])[start:]] for _ in range(2))
     stepped_alike(rms.Options(), params, grads)
 
 

@@ -119,7 +119,7 @@ static inline void run_plain(const rmsp_plan *plan, const rmsp_leaf *leaf, size_
 /* Out of the caches it costs 8 % of a float32 step to take every vector from two cache lines. NumPy's large arrays all
  * start 16 bytes into one, and state.py's buffers too, so that a few elements done before bring all of them to its
  * start. */
-#define ALIGN_FROM ((size_t)1 << 15)
+#define ALIGN_FROM ((size_t)1 << 17)
 #define LINE ((size_t)64)
 
 static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start,
