@@ -7,7 +7,7 @@ import pytest
 
 import rmsprop_native as rms
 from rmsprop_native import _core, reference
-from rmsprop_native.options import override
+from rmsprop_native.tree import flatten
 
 
 @pytest.fixture(autouse=True)
@@ -37,87 +37,45 @@ def same_bits(one, other):
     return bool(np.all(equal | (np.isnan(one) & np.isnan(other))))
 
 
-class Twin:
-    """A state's twin on the reference: the same calls in NumPy, compared array by array."""
+def copied(tree):
+    """A tree of the same structure with arrays of its own."""
+    leaves, structure = flatten(tree)
+    return structure.unflatten(np.array(leaf) for leaf in leaves)
 
-    def __init__(self, params, options, overrides=None, paths=None):
-        self.options = options
-        paths = [str(i) for i in range(len(params))] if paths is None else paths
-        self.of_leaves = override(options, overrides or {}, paths)
-        self.params = [np.array(p) for p in params]
-        self.buffers = {name: [self.start(name, p) for p in self.params] for name in options.buffers}
-        self.seen = [False] * len(params)
-        self.step_count = self.skipped = self.accumulated = 0
 
-    def start(self, name, param):
-        if name == "ema":
-            return param.copy()
-        fill = self.options.initial_square_avg if name == "square_avg" else 0.0
-        return np.full_like(param, complex(fill, fill) if param.dtype.kind == "c" else fill)
+def as_keywords(options):
+    """Options as the keyword arguments of `init`."""
+    return options if isinstance(options, dict) else {name: getattr(options, name) for name in options.__slots__}
 
-    def step(self, grads, lr=None, grad_scale=1.0):
-        o = self.options
-        rows = [None] * len(grads)
-        grads = list(grads)
-        for i, grad in enumerate(grads):
-            if isinstance(grad, rms.RowGrad):
-                rows[i], grads[i] = reference.merge_rows(np.asarray(grad.rows, np.intp), grad.values)
-        if o.on_nonfinite == "skip" and any(g is not None and not np.isfinite(g).all() for g in grads):
-            self.skipped += 1
-            return
-        scale = -grad_scale if o.maximize else grad_scale
-        if o.accumulate > 1:
-            for i, grad in enumerate(grads):
-                if grad is not None:
-                    self.buffers["grad_sum"][i] = reference.lerp(self.buffers["grad_sum"][i], grad, 1.0, scale)
-                    self.seen[i] = True
-            self.accumulated += 1
-            if self.accumulated < o.accumulate:
-                return
-            scale = 1.0 / o.accumulate
-            grads = [g if seen else None for g, seen in zip(self.buffers["grad_sum"], self.seen, strict=True)]
-        clip_norms = [own.clip_norm for own, _ in self.of_leaves]
-        factors = reference.clip_factors(grads, clip_norms, o.clip_global_norm, scale)
-        for i, (grad, row, factor) in enumerate(zip(grads, rows, factors, strict=True)):
-            if grad is not None:
-                self.step_leaf(i, grad, ... if row is None else row, lr, scale * factor)
-        if o.accumulate > 1:
-            self.buffers["grad_sum"] = [np.zeros_like(p) for p in self.params]
-            self.seen = [False] * len(grads)
-            self.accumulated = 0
-        self.step_count += 1
 
-    def step_leaf(self, i, grad, where, lr, scale):
-        own, own_lr = self.of_leaves[i]
-        numbers = own.coefficients(self.step_count + 1, None if own_lr else lr)._replace(grad_scale=scale)
-        names = ("square_avg", "momentum_buffer", "grad_avg")
-        arrays = [self.buffers[name][i][where] if name in self.buffers else None for name in names]
-        param, *arrays = reference.step(own.variant, numbers, self.params[i][where], grad, *arrays)
-        ema = 0.0 if self.step_count == 0 else own.ema
-        if own.ema is not None:
-            names += ("ema",)
-            arrays.append(reference.lerp(self.buffers["ema"][i][where], param, ema, 1.0 - ema))
-        self.params[i][where] = param
-        for name, array in zip(names, arrays, strict=True):
-            if array is not None:
-                self.buffers[name][i][where] = array
+def on_reference(params, options, overrides=None):
+    """Copies of `params`, and a state of the reference for them."""
+    ref_params = copied(params)
+    return ref_params, reference.init(ref_params, overrides=overrides, **as_keywords(options))
 
-    def check(self, params, state):
-        assert (state.step, state.skipped, state.accumulated) == (self.step_count, self.skipped, self.accumulated)
-        for i, (mine, theirs) in enumerate(zip(self.params, params, strict=True)):
-            assert same_bits(mine, theirs), f"param {i}"
-        for name in self.options.buffers:
-            leaves = list(state._structure.leaves(getattr(state, name)))
-            for i, (mine, theirs) in enumerate(zip(self.buffers[name], leaves, strict=True)):
-                assert same_bits(mine, theirs), f"{name} {i}"
+
+TREES = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
+
+
+def check_alike(params, state, ref_params, ref_state):
+    """Compare parameters and a state with those of the reference: the counts, and all arrays, leaf by leaf."""
+    for count in ("step", "skipped", "accumulated"):
+        assert getattr(state, count) == getattr(ref_state, count), count
+    trees = [("param", params, ref_params)]
+    trees += [(name, getattr(state, name), getattr(ref_state, name)) for name in TREES]
+    for name, tree, ref_tree in trees:
+        assert (tree is None) == (ref_tree is None), name
+        leaves, ref_leaves = flatten(tree)[0], flatten(ref_tree)[0]
+        for i, (leaf, ref_leaf) in enumerate(zip(leaves, ref_leaves, strict=True)):
+            assert same_bits(leaf, ref_leaf), f"{name} {i}"
 
 
 def stepped_alike(options, params, grads, *, steps=2, overrides=None, **per_call):
-    """Step `params` and their twin on the reference side by side, and compare after every step."""
-    twin = Twin(params, options, overrides)
-    state = rms.init(params, overrides=overrides, **{name: getattr(options, name) for name in options.__slots__})
+    """Step `params` with the product and a copy with the reference, and compare after every step."""
+    ref_params, ref_state = on_reference(params, options, overrides)
+    state = rms.init(params, overrides=overrides, **as_keywords(options))
     for _ in range(steps):
         rms.update_(params, grads, state, **per_call)
-        twin.step(grads, **per_call)
-        twin.check(params, state)
+        reference.update_(ref_params, grads, ref_state, **per_call)
+        check_alike(params, state, ref_params, ref_state)
     return state

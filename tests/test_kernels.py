@@ -13,6 +13,7 @@ from conftest import stepped_alike
 
 import rmsprop_native as rms
 from rmsprop_native import _core
+from rmsprop_native.coefficients import variant_of
 
 # Starts of an array within a cache line, in elements.
 OFFSETS = (0, 1, 3, 7)
@@ -85,7 +86,7 @@ def test_large_arrays_from_any_place_in_a_cache_line(dtype, start, rng):
 
 def test_every_variant_selects_its_own_loop():
     """Two cases with the same variant would leave a compiled loop untested."""
-    assert len({options_of(options).variant for options in VARIANTS.values()}) == len(VARIANTS) == 12
+    assert len({variant_of(options_of(options)) for options in VARIANTS.values()}) == len(VARIANTS) == 12
 
 
 def test_square_avg_overflows_late():
@@ -157,6 +158,6 @@ def test_every_array_is_read_once(isa, dtype, variant, disassembly):
     loads = [line for line in lines[start:end] if re.search(r"\(%r(?!sp)[^)]*\),", line)]
     options = options_of(VARIANTS[variant.removesuffix("_neutral")])
     few_registers = (
-        isa != "avx512" and options.variant.l2
+        isa != "avx512" and variant_of(options).l2
     )  # the parameter is read for its decay, and again for its step
     assert len(loads) <= 2 + len(options.buffers) + few_registers

@@ -1,14 +1,19 @@
-"""Options: every check, and the coefficients they make."""
+"""Options: every check, of one value and of one option against another."""
 
 from __future__ import annotations
 
+import enum
 import math
+import pickle
+from dataclasses import fields
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-import rmsprop_native as rms
 from rmsprop_native import Options
+from rmsprop_native.options import OVERRIDABLE, check_number, check_option
 
 INF, NAN = math.inf, math.nan
 
@@ -35,10 +40,99 @@ def test_numbers_out_of_range(name, value):
 
 
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
-@pytest.mark.parametrize("value", ["0.5", True, 0.5j, [0.5], np.array([0.5]), np.bool(True)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("0.5", True, 0.5j, [0.5], Decimal("0.5"), np.bool(True), np.complex64(0.5), np.array(True), np.array("0.5")),
+        *(np.array([0.5]), np.array([0.5, 0.5]), np.zeros((2, 2)), np.zeros(0), np.ma.masked, {}, type),
+    ],
+    ids=repr,
+)
 def test_numbers_of_the_wrong_kind(name, value):
+    value = value if value is not type or name != "lr" else object()  # a class is callable, so it may be a schedule
     with pytest.raises(TypeError, match=f"^{name} must be a number, got "):
         Options(**{name: value})
+
+
+TOO_LARGE = {
+    "int": 10**400,
+    "negative": -(10**400),
+    "int without repr": 10**5000,
+    "Fraction": Fraction(10**400),
+    "0-d array": np.array(10**400, dtype=object),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+@pytest.mark.parametrize("kind", TOO_LARGE)
+def test_numbers_too_large_for_a_float(name, kind):
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got a number too large for a float"):
+        Options(**{name: TOO_LARGE[kind]})
+
+
+class Lying(float):
+    """A float that is another number at each look."""
+
+    def __float__(self):
+        return 7.0
+
+    def __repr__(self):
+        raise RuntimeError("repr was called")
+
+    def __eq__(self, other):
+        return True
+
+    def __lt__(self, other):
+        return True
+
+    __le__ = __gt__ = __ge__ = __lt__
+    __hash__ = None
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_a_float_subclass_is_converted_to_the_float_that_it_is(name):
+    kept = getattr(Options(**{name: Lying(0.5)}), name)
+    assert type(kept) is float
+    assert repr(kept) == "0.5"
+    with pytest.raises(ValueError, match=f"^{name} must be .*, got -1.0"):
+        Options(**{name: Lying(-1.0)})
+
+
+def test_a_0d_array_is_converted_at_once():
+    rate = np.array(0.5)
+    options = Options(lr=rate, accumulate=np.array(3))
+    rate[()] = 7.0
+    assert options == Options(lr=0.5, accumulate=3)
+    assert type(options.accumulate) is int
+
+
+def test_check_number():
+    assert check_number("grad_scale", -2) == -2.0
+    assert check_number("lr", Fraction(1, 4), 0.0) == 0.25
+    with pytest.raises(ValueError, match=r"^grad_scale must be finite, got nan"):
+        check_number("grad_scale", NAN)
+    with pytest.raises(TypeError, match=r"^grad_scale must be a number, got array\(\[1., 1.\]\)"):
+        check_number("grad_scale", np.ones(2))
+
+
+class Schedule:
+    """A schedule that can be neither hashed nor compared."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise RuntimeError("compared")
+
+    def __call__(self, taken):
+        return 0.5
+
+
+def test_lr_may_be_a_callable_that_cannot_be_hashed_or_compared():
+    schedule = Schedule()
+    options = Options(lr=schedule).replace(rho=0.5)
+    assert options.lr is schedule
+    assert repr(options).startswith("Options(lr=<")
+    assert pickle.loads(pickle.dumps(options)).rho == 0.5
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), np.array(0.5), 0.5], ids=repr)
@@ -48,9 +142,20 @@ def test_numbers_of_any_real_kind(value):
     assert Options(lr=1).lr == 1.0
 
 
-@pytest.mark.parametrize(
-    "name", ["eps_inside_sqrt", "nesterov", "centered", "bias_correction", "maximize", "decoupled_weight_decay", "lr_in_momentum"]
-)  # fmt: skip
+def test_each_option_declares_what_it_may_be():
+    for option in fields(Options):
+        assert check_option(option.name, option.default) == option.default
+        assert option.metadata["overridable"] == (option.name in OVERRIDABLE)
+    assert OVERRIDABLE == ("lr", "rho", "eps", "momentum", "weight_decay", "clip_value", "clip_norm")
+
+
+FLAGS = (
+    *("eps_inside_sqrt", "nesterov", "lr_in_momentum", "centered", "bias_correction", "decoupled_weight_decay"),
+    "maximize",
+)
+
+
+@pytest.mark.parametrize("name", FLAGS)
 def test_flags_are_bools(name):
     with pytest.raises(TypeError, match=f"^{name} must be a bool"):
         Options(**{name: 1})
@@ -86,38 +191,55 @@ def test_changes_of_numbers():
         Options().replace(initial_square_avg=1.0)
 
 
-@pytest.mark.parametrize(("dtype", "eps"), [(np.float32, 1e-46), (np.complex64, 1e-50)])
-def test_eps_that_rounds_to_zero(dtype, eps):
-    rms.init(np.zeros(2, np.float64), eps=eps)
-    with pytest.raises(ValueError, match="eps=.* rounds to 0 in float32"):
-        rms.init(np.zeros(2, dtype), eps=eps)
-
-
-def test_numbers_too_large_for_float32():
-    with pytest.raises(ValueError, match="weight_decay=1e\\+39 is infinite in float32"):
-        rms.init([np.zeros(2), np.zeros(2, np.float32)], weight_decay=1e39)
-
-
-def test_coefficients_are_formed_in_double():
-    numbers = Options(rho=0.9, bias_correction=True).coefficients(2)
-    assert numbers.one_minus_rho == 1.0 - 0.9
-    assert numbers.bias_correction == 1.0 / (1.0 - 0.9**2)
-    inside = Options(momentum=0.5, lr_in_momentum=True, lr=0.25).coefficients(1)
-    assert (inside.lr_in, inside.lr_out) == (0.25, 1.0)
-    outside = Options(momentum=0.5, lr=0.25).coefficients(1)
-    assert (outside.lr_in, outside.lr_out) == (1.0, 0.25)
-    assert Options(weight_decay=0.5, decoupled_weight_decay=True, lr=0.5).coefficients(1).shrink == 0.75
-
-
-@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
-def test_accumulate_is_a_count(value, error):
-    with pytest.raises(error, match="accumulate must be"):
+@pytest.mark.parametrize("value", [0, -1, 2**53 + 1, 2**64, 10**400])
+def test_accumulate_out_of_range(value):
+    with pytest.raises(ValueError, match="^accumulate must be at "):
         Options(accumulate=value)
-    assert Options(accumulate=np.int64(3)).accumulate == 3
 
 
-def test_other_refusals():
-    with pytest.raises(ValueError, match="on_nonfinite must be 'propagate', 'skip' or 'raise', got 'ignore'"):
-        Options(on_nonfinite="ignore")
-    with pytest.raises(ValueError, match="clip_value and clip_global_norm are two ways to clip; give one"):
-        Options(clip_value=1.0, clip_global_norm=1.0)
+@pytest.mark.parametrize("value", [1.5, 1.0, True, np.bool(True), "1", None, np.array([1]), np.array([1, 2])], ids=repr)
+def test_accumulate_is_a_count(value):
+    with pytest.raises(TypeError, match="^accumulate must be an int, got "):
+        Options(accumulate=value)
+
+
+def test_accumulate_is_kept_as_an_exact_int():
+    count = enum.IntEnum("Count", {"three": 3})
+    for value in (3, np.int64(3), np.uint8(3), count.three):
+        assert type(Options(accumulate=value).accumulate) is int
+        assert Options(accumulate=value).accumulate == 3
+    assert Options(accumulate=2**53).accumulate == 2**53
+
+
+def test_on_nonfinite_is_one_of_three_strings():
+    class Lies:
+        def __eq__(self, other):
+            return True
+
+        __hash__ = None
+
+    class LyingStr(str):
+        __slots__ = ()
+
+        def __eq__(self, other):
+            return True
+
+        __hash__ = str.__hash__
+
+    message = "^on_nonfinite must be 'propagate', 'skip' or 'raise', got "
+    for value in ("ignore", LyingStr("ignore")):
+        with pytest.raises(ValueError, match=message + "'ignore'"):
+            Options(on_nonfinite=value)
+    for value in (Lies(), None, 1, ["skip"]):
+        with pytest.raises(TypeError, match=message):
+            Options(on_nonfinite=value)
+    assert type(Options(on_nonfinite=LyingStr("skip")).on_nonfinite) is str
+    assert type(Options(on_nonfinite=np.str_("skip")).on_nonfinite) is str
+
+
+@pytest.mark.parametrize(
+    "names", [("clip_value", "clip_norm"), ("clip_value", "clip_global_norm"), ("clip_norm", "clip_global_norm")]
+)
+def test_two_ways_to_clip(names):
+    with pytest.raises(ValueError, match=f"^{names[0]} and {names[1]} are two ways to clip; give one"):
+        Options(**dict.fromkeys(names, 1.0))

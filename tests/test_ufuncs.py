@@ -12,10 +12,10 @@ from cases import DTYPES, ISAS, hard_numbers
 from conftest import same_bits
 
 import rmsprop_native as rms
-from rmsprop_native import _core, reference
+from rmsprop_native import _core, _ufuncs, reference
 from rmsprop_native.options import Options
 
-FACES = {name: getattr(rms, name) for name in _core.UFUNCS}
+FACES = {name: getattr(rms, name) for name in _ufuncs.UFUNCS}
 NUMBERS = {"lr": 0.03, "rho": 0.9, "momentum": 0.8, "eps": 1e-3, "eps_inside": 0.0}
 
 
@@ -27,19 +27,19 @@ def _quiet():
 
 
 def numbers_of(face):
-    return {name: NUMBERS[name] for name in _core.UFUNCS[face][1]}
+    return {name: NUMBERS[name] for name in _ufuncs.UFUNCS[face][1]}
 
 
 def draw(face, rng, shape, dtype):
     """The arrays of a face in its order; running means of squares are not negative."""
-    arrays = [hard_numbers(rng, shape, np.dtype(dtype)) for _ in _core.UFUNCS[face][0]]
+    arrays = [hard_numbers(rng, shape, np.dtype(dtype)) for _ in _ufuncs.UFUNCS[face][0]]
     arrays[2] = np.abs(arrays[2])
     return arrays
 
 
 def expected(face, arrays, *, lr, rho, eps, momentum=None, eps_inside=0.0):
     """What the reference makes of the broadcast operands, one set of hyper-parameters at a time."""
-    names, _ = _core.UFUNCS[face]
+    names, _ = _ufuncs.UFUNCS[face]
     dtype = np.result_type(*arrays)
     numbers = [np.asarray(0.0 if x is None else x, np.float64) for x in (lr, rho, momentum, eps, eps_inside)]
     shape = np.broadcast_shapes(*(np.shape(a) for a in arrays), *(x.shape for x in numbers))
@@ -50,11 +50,11 @@ def expected(face, arrays, *, lr, rho, eps, momentum=None, eps_inside=0.0):
     for values in np.unique(numbers.reshape(-1, 5), axis=0) if numbers.size else ():
         here = (numbers == values).all(axis=-1)
         one_lr, one_rho, one_momentum, one_eps, one_inside = map(float, values)
-        coefficients = options.coefficients(1, one_lr)._replace(
+        coefficients = reference.coefficients(options, 1, one_lr, 1.0)._replace(
             rho=one_rho, one_minus_rho=1 - one_rho, momentum=one_momentum, eps_inside=one_inside, eps_outside=one_eps
         )
         by_name = {name: a[here] for name, a in zip(names, arrays, strict=True)}
-        new = reference.step(options.variant, coefficients, **by_name)
+        new = reference.step(coefficients, **by_name)
         for out, one in zip(outs, [a for a in new if a is not None], strict=True):
             out[here] = one
     return outs
@@ -63,7 +63,7 @@ def expected(face, arrays, *, lr, rho, eps, momentum=None, eps_inside=0.0):
 def check(face, arrays, got, **numbers):
     want = expected(face, arrays, **numbers)
     assert len(got) == len(want)
-    for name, one, other in zip([n for n in _core.UFUNCS[face][0] if n != "grad"], got, want, strict=True):
+    for name, one, other in zip([n for n in _ufuncs.UFUNCS[face][0] if n != "grad"], got, want, strict=True):
         assert same_bits(one, other), name
 
 
@@ -72,7 +72,7 @@ def check(face, arrays, got, **numbers):
 @pytest.mark.parametrize("face", FACES)
 def test_bits_of_update_and_reference(face, dtype, isa, rng):
     rms.use_isa(isa)
-    names, _ = _core.UFUNCS[face]
+    names, _ = _ufuncs.UFUNCS[face]
     for n in (1, 7, 64, 513, 8193, 40_000):
         arrays = draw(face, rng, n, DTYPES[dtype])
         check(face, arrays, FACES[face](*arrays, **numbers_of(face)), **numbers_of(face))
@@ -149,7 +149,7 @@ def test_hyper_parameters_do_not_upcast(face, lr, rng):
 @pytest.mark.parametrize("shape", ["element", "row", "column", "runs"])
 @pytest.mark.parametrize("face", FACES)
 def test_hyper_parameters_broadcast(face, shape, name, rng):
-    if name not in _core.UFUNCS[face][1]:
+    if name not in _ufuncs.UFUNCS[face][1]:
         return
     arrays = draw(face, rng, (4, 700), np.float32)
     values = {
@@ -361,7 +361,7 @@ def test_one_output_may_be_none():
 
 @pytest.mark.parametrize("face", FACES)
 def test_the_face_and_its_ufunc_agree(face):
-    arrays, numbers = _core.UFUNCS[face]
+    arrays, numbers = _ufuncs.UFUNCS[face]
     parameters = inspect.signature(FACES[face]).parameters
     assert list(parameters) == [*arrays, *numbers, "out", "where", "kwargs"]
     ufunc = FACES[face].ufunc

@@ -1,11 +1,15 @@
-/* rmsp.h: the public header of the numerical library: what an RMSProp step is, and how to run one.
+/* rmsp.h: the public header of the numerical library: what an RMSProp step is, and how to take one.
  *
- * C99, no Python, no allocation, no I/O. A caller describes its arrays once as leaves (rmsp_leaf), its
- * hyper-parameters as groups (rmsp_group), and calls rmsp_plan_run once a step. The formula itself is in
- * rmsp_kernel.inc.h; its specification is reference.py, to the bit.
+ * C99, no Python, no allocation, no I/O. How to use it:
+ *   1. Fill a rmsp_plan: its leaves and slots (shape, type, state arrays of each parameter), groups of coefficients
+ *      (rmsp_group_of), rules and counts.
+ *   2. At each step describe the arrays (rmsp_array) and call rmsp_bind: it finds how they lie, or refuses with a
+ *      reason. Nothing has been written then. rmsp_bind_again is its short form for arrays that were bound before.
+ *   3. Call rmsp_step: the whole transaction (non-finite check, accumulation, norms, step, averages, counts).
+ *   rmsp_run is one operation of it, over spans that threads share.
+ * The formula itself is in rmsp_kernel.inc.h; its specification is reference.py, to the bit.
  *
  * Everywhere, arrays come in this order: param, grad, square_avg, momentum_buffer, grad_avg.
- * Not promised: that an array may overlap another one. The caller has checked that none does.
  */
 #ifndef RMSP_H
 #define RMSP_H
@@ -14,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { RMSP_F32, RMSP_F64, RMSP_DTYPE_COUNT } rmsp_dtype;
+#include "rmsp_dtype.h"
 
 typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV } rmsp_momentum;
 
@@ -92,33 +96,40 @@ static inline int rmsp_general_variant(int variant) { return variant % 12; }
 typedef void rmsp_step_fn(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer,
                           void *grad_avg, const void *coef);
 
-/* The sum of n squares, in double. The order is fixed: RMSP_LANES sums side by side over each RMSP_BLOCK elements,
- * folded in halves, the blocks added one after another; so the bits do not depend on the vector width. */
+/* The sum of n squares of scale * x, in double. The order is fixed: RMSP_LANES sums side by side over each RMSP_BLOCK
+ * elements, folded in halves, the blocks added one after another; so the bits do not depend on the vector width. */
 #define RMSP_LANES 16
 #define RMSP_BLOCK 512
-typedef double rmsp_sumsq_fn(size_t n, const void *x);
+typedef double rmsp_sumsq_fn(size_t n, const void *x, double scale);
 
 /* y = a * y + b * x over n elements, a and b rounded once. */
 typedef void rmsp_lerp_fn(size_t n, void *y, const void *x, double a, double b);
 
-/* What the leaves of a group share: the variant, the coefficients, the decay of averaged weights. */
+/* How many of n / reals numbers of so many reals are NaN or infinite in any of them; reals divides n. */
+typedef size_t rmsp_nonfinite_fn(size_t n, const void *x, size_t reals);
+
+/* What the leaves of a group share. */
 typedef struct rmsp_group {
+    rmsp_momentum momentum;
+    int centered, l2;
+    int bias_correction; /* whether rmsp_step sets that coefficient by the number of the step */
     int variant;
-    double ema;
+    double ema;       /* decay of averaged weights; the first step copies whatever it is */
+    double clip_norm; /* limit of a gradient's own norm, or INFINITY */
     rmsp_coef coef;
     rmsp_coef_f32 coef_f32;
 } rmsp_group;
 
-static inline const void *rmsp_coef_of(const rmsp_group *group, rmsp_dtype dtype)
+static inline const void *rmsp_coef_of(const rmsp_group *group, int dtype)
 {
-    return dtype == RMSP_F32 ? (const void *)&group->coef_f32 : (const void *)&group->coef;
+    return (const char *)group + rmsp_dtypes[dtype].coef_offset;
 }
 
-/* A group with these coefficients. */
-static inline rmsp_group rmsp_group_of(rmsp_momentum momentum, int centered, int l2, double ema, const rmsp_coef *coef)
+/* Makes the variant and the rounded coefficients of a group anew from the others. */
+static inline void rmsp_group_refresh(rmsp_group *group)
 {
-    const rmsp_group group = {rmsp_variant_index(momentum, centered, l2, coef), ema, *coef, rmsp_round(coef)};
-    return group;
+    group->variant = rmsp_variant_index(group->momentum, group->centered, group->l2, &group->coef);
+    group->coef_f32 = rmsp_round(&group->coef);
 }
 
 enum {
@@ -132,50 +143,242 @@ enum {
     RMSP_GRAD_SUM,
     RMSP_ARRAY_COUNT
 };
+#define RMSP_MAX_NDIM 65 /* 64 of NumPy, and the two reals of a complex number */
+
+/* ---- arrays as a caller describes them ---- */
+
+/* Why arrays are refused: X(NAME, name). The first are what the source of a descriptor says of an object, the others
+ * what rmsp_bind finds. */
+#define RMSP_REASONS(X)                                                                     \
+    X(OK, ok)                                                                               \
+    X(ABSENT, absent) /* a parameter without a gradient: no refusal there */                \
+    X(NOT_AN_ARRAY, not_an_array)                                                           \
+    X(MASKED, masked)                                                                       \
+    X(UNSUPPORTED, unsupported) /* a type of element that is not in the table */            \
+    X(BYTE_ORDER, byte_order)                                                               \
+    X(MISALIGNED, misaligned)                                                               \
+    X(NULL_DATA, null_data) /* there are elements, and no address */                        \
+    X(OTHER_DTYPE, other_dtype)                                                             \
+    X(OTHER_SHAPE, other_shape)                                                             \
+    X(READ_ONLY, read_only)                                                                 \
+    X(SELF_OVERLAP, self_overlap) /* elements of an array to be written share memory */     \
+    X(OVERLAP, overlap)           /* it shares memory with another array that is written */ \
+    X(ROW_OUTSIDE, row_outside)                                                             \
+    X(ROW_ORDER, row_order)       /* rows are not in increasing order */                    \
+    X(ROWS_STRIDED, rows_strided) /* values of rows are not C-contiguous */                 \
+    X(ROWS_ACCUMULATED, rows_accumulated)                                                   \
+    X(NEEDS_AXES, needs_axes) /* no refusal: arrays are not all dense, and rmsp_use_axes must be called */
+#define RMSP_REASON_ENUM(NAME, name) RMSP_##NAME,
+typedef enum { RMSP_REASONS(RMSP_REASON_ENUM) RMSP_REASON_COUNT } rmsp_reason;
+#undef RMSP_REASON_ENUM
+const char *rmsp_reason_name(rmsp_reason reason);
+
+/* The values are NumPy's, so that its source need not translate them. */
+enum { RMSP_C_ORDER = 0x1, RMSP_F_ORDER = 0x2, RMSP_ALIGNED = 0x100, RMSP_WRITABLE = 0x400 };
+
+/* Beside a rmsp_dtype in `type`: complex numbers, which are pairs of reals. */
+#define RMSP_PAIRS 0x100
+
+typedef struct rmsp_array {
+    void *data;
+    const ptrdiff_t *shape, *strides; /* in bytes; borrowed, read within the call only */
+    const ptrdiff_t *rows;            /* of a gradient of some rows: which, each once, increasing; else NULL */
+    size_t row_count;
+    int ndim;
+    int type;            /* rmsp_dtype, with RMSP_PAIRS; -1 with a problem */
+    unsigned flags;      /* RMSP_C_ORDER and the others */
+    rmsp_reason problem; /* RMSP_OK, or why it cannot be bound at all */
+} rmsp_array;
+
+/* Which array was refused: array RMSP_PARAM, RMSP_GRAD or a buffer of a leaf; and which one it overlaps. */
+typedef struct rmsp_refusal {
+    size_t leaf, other_leaf;
+    int array, other_array;
+    size_t row; /* the place in rows */
+} rmsp_refusal;
+
+/* ---- a plan ---- */
+
+/* One axis of a layout: its length, and the distance in bytes of neighbours in each array. */
+typedef struct rmsp_axis {
+    size_t length;
+    ptrdiff_t stride[RMSP_ARRAY_COUNT];
+} rmsp_axis;
 
 /* How the arrays of a leaf lie in memory where they are not all dense in one order: axes from the outermost to the
- * innermost, strides in bytes. Only the strides of arrays that the leaf has are read. */
-#define RMSP_MAX_NDIM 65 /* 64 of NumPy, and the two reals of a complex number */
+ * innermost. ndim 0: they are dense, and there is nothing to say. */
 typedef struct rmsp_layout {
     int ndim;
-    size_t shape[RMSP_MAX_NDIM];
-    ptrdiff_t stride[RMSP_ARRAY_COUNT][RMSP_MAX_NDIM];
+    rmsp_axis *axes;
 } rmsp_layout;
 
 /* The rows of a table that a leaf's gradient speaks of, each once; rows of array k are stride[k] bytes apart. The
  * rows of the gradient itself follow each other. */
 typedef struct rmsp_rows {
-    size_t count;
+    size_t count; /* of interest where index is not NULL */
     const ptrdiff_t *index;
     ptrdiff_t stride[RMSP_ARRAY_COUNT];
 } rmsp_rows;
 
-/* What few leaves have. */
+/* What few leaves need. */
 typedef struct rmsp_extra {
-    void *ema;                     /* or NULL */
-    void *grad_sum;                /* or NULL */
-    const rmsp_layout *layout;     /* NULL: every array is dense in the same order */
-    const rmsp_layout *grad_order; /* the gradient alone in C order; NULL: it is C-contiguous */
-    const rmsp_rows *rows;         /* NULL: the gradient is one of all elements */
-    double *span_sums;             /* what RMSP_SUMSQ found, for each span of the gradient */
-    double clip;                   /* factor on the gradient, 1 but for clipping by norm */
+    void *ema;              /* or NULL */
+    void *grad_sum;         /* or NULL */
+    rmsp_layout layout;     /* of all arrays */
+    rmsp_layout grad_order; /* of the gradient alone, in C order */
+    rmsp_layout sum_order;  /* of grad_sum alone, in C order; its strides are in the place of the gradient's */
+    rmsp_rows rows;         /* index NULL: the gradient is one of all elements */
+    double *span_sums;      /* what RMSP_SUMSQ finds, for each span of the gradient; needed where rules look at norms */
+    double sumsq;           /* their sum */
+    double clip;            /* factor on the gradient, 1 but for clipping by norm */
 } rmsp_extra;
 
 /* One parameter and what belongs to it. A leaf without a gradient has a NULL there, and nothing of it moves. */
 typedef struct rmsp_leaf {
     void *array[RMSP_STEP_ARRAYS];
-    size_t n;          /* elements, of a row where the gradient is one of rows */
+    size_t n;          /* reals, of a row where the gradient is one of rows */
     rmsp_extra *extra; /* or NULL */
     uint32_t group;
     uint32_t dtype;
 } rmsp_leaf;
 
+/* What binding knows of a leaf. The caller fills in the first part; the state arrays have the strides that are given
+ * here, dense in some order of the axes. */
+typedef struct rmsp_slot {
+    const ptrdiff_t *shape, *strides;
+    int ndim;
+    int type;
+    size_t n; /* reals */
+    /* Set by binding. */
+    unsigned param_flags, grad_flags; /* what rmsp_bind_again asks for; no array has RMSP_NEVER */
+    uintptr_t low, high;              /* the bytes of the parameter */
+    const void *clear;                /* the dense gradient that was last found to overlap nothing written */
+} rmsp_slot;
+#define RMSP_NEVER 0x80000000u
+
+/* Bytes that a step writes. */
+typedef struct rmsp_range {
+    uintptr_t low, high;
+    size_t leaf; /* or SIZE_MAX: memory of state arrays */
+} rmsp_range;
+
+/* What a call does with gradients that are not finite. */
+typedef enum { RMSP_PROPAGATE, RMSP_SKIP, RMSP_REPORT } rmsp_nonfinite;
+
+/* What holds for all leaves. */
+typedef struct rmsp_rules {
+    int64_t accumulate;      /* calls a step, 1 for a step at each */
+    double grad_scale;       /* of the gradients that are accumulated */
+    double clip_global_norm; /* or INFINITY */
+    rmsp_nonfinite nonfinite;
+    int clips;    /* whether any gradient's norm has a limit */
+    int averages; /* whether there are averaged weights */
+} rmsp_rules;
+
+/* What a plan's owner keeps beyond it. */
+typedef struct rmsp_counts {
+    int64_t steps, accumulated, skipped;
+    unsigned char *seen; /* for each leaf, whether it had a gradient since the last step; with accumulate > 1 */
+} rmsp_counts;
+
+/* How much work a step is: reals with a gradient, and what threads could share of it: the bytes of the gradients,
+ * less 256 a leaf, which it takes to bring a leaf to another core (1000 leaves of 256 bytes ran 1.4 times as long on
+ * two threads, 64 leaves of 4096 bytes 0.65 times). */
+typedef struct rmsp_work {
+    size_t elements, bytes;
+} rmsp_work;
+
 typedef struct rmsp_plan {
     rmsp_leaf *leaves;
     size_t leaf_count;
     rmsp_group *groups;
-    double scale; /* of RMSP_ACCUMULATE */
+    size_t group_count;
+    /* For rmsp_bind and rmsp_step; rmsp_run needs only the above. */
+    rmsp_slot *slots;
+    rmsp_extra *extras; /* one a leaf; leaves point to theirs where they need it */
+    rmsp_rules rules;
+    rmsp_counts *counts;
+    rmsp_range *memory; /* where state arrays lie: memory_count pieces that do not overlap */
+    size_t memory_count;
+    rmsp_range *ranges; /* room for leaf_count + memory_count */
+    int has_axes;       /* rmsp_use_axes was called */
+    /* Set by binding. */
+    size_t range_count;
+    int bound;                   /* ranges are those of the parameters now bound; 0 makes the next binding a full one */
+    uintptr_t gap_low, gap_high; /* bytes between two ranges, in which gradients were found */
+    rmsp_work work;
 } rmsp_plan;
+
+/* Binds arrays to the plan: RMSP_OK, or the first reason to refuse them, and which they are. Parameters and gradients
+ * may have any layout. grads is NULL where there are none yet, and every parameter is to be written later. Of what the
+ * descriptors point to only the data of the arrays is kept, and the rows of gradients. */
+rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where);
+
+/* Axes that rmsp_bind needs where arrays are not all dense: how many, and where they are. */
+size_t rmsp_axis_count(const rmsp_plan *plan);
+void rmsp_use_axes(rmsp_plan *plan, rmsp_axis *axes);
+
+/* Whether bytes lie between those that the plan's step writes; if so, sets plan->gap_low and gap_high. */
+int rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high);
+
+static inline int rmsp_ranges_overlap(uintptr_t low, uintptr_t high, uintptr_t other_low, uintptr_t other_high)
+{
+    return low < other_high && other_low < high;
+}
+
+/* Whether two arrays share memory; also 1 where it would take too long to know. */
+int rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other);
+
+/* The work of a plan as it is bound. */
+rmsp_work rmsp_plan_work(const rmsp_plan *plan);
+
+typedef enum {
+    RMSP_AGAIN_NO,  /* rmsp_bind must decide */
+    RMSP_AGAIN_YES, /* bound */
+    RMSP_AGAIN_GAP, /* bound if rmsp_find_gap finds the gradient's bytes, as many as the parameter's, to be free */
+} rmsp_again;
+
+static inline int rmsp_is_like_slot(const rmsp_array *array, const rmsp_slot *slot, unsigned flags)
+{
+    if (array->type != slot->type || (array->flags & flags) != flags || array->ndim != slot->ndim) return 0;
+    for (int axis = 0; axis < slot->ndim; axis++) {
+        if (array->shape[axis] != slot->shape[axis]) return 0;
+    }
+    return 1;
+}
+
+/* rmsp_bind for one leaf where the parameter is the one bound last and the gradient dense in the same order, or absent:
+ * in a few comparisons. For plans that are bound only. The caller sets plan->work. */
+static inline rmsp_again rmsp_bind_again(const rmsp_plan *plan, rmsp_leaf *leaf, rmsp_slot *slot,
+                                         const rmsp_array *param, const rmsp_array *grad)
+{
+    if (param->data != leaf->array[RMSP_PARAM] || !rmsp_is_like_slot(param, slot, slot->param_flags)) {
+        return RMSP_AGAIN_NO;
+    }
+    if (grad->problem == RMSP_ABSENT) {
+        leaf->array[RMSP_GRAD] = NULL;
+        return RMSP_AGAIN_YES;
+    }
+    if (!rmsp_is_like_slot(grad, slot, slot->grad_flags)) return RMSP_AGAIN_NO;
+    leaf->array[RMSP_GRAD] = grad->data;
+    if (grad->data == slot->clear) return RMSP_AGAIN_YES;
+    const uintptr_t low = (uintptr_t)grad->data;
+    if (low < plan->gap_low || low + (slot->high - slot->low) > plan->gap_high) return RMSP_AGAIN_GAP;
+    slot->clear = grad->data;
+    return RMSP_AGAIN_YES;
+}
+
+/* ---- the step ---- */
+
+typedef enum { RMSP_STEPPED, RMSP_ACCUMULATED, RMSP_SKIPPED, RMSP_NONFINITE } rmsp_outcome;
+
+/* Which gradient is not finite, how many of its numbers, and how many it has. */
+typedef struct rmsp_found {
+    size_t leaf, count, size;
+} rmsp_found;
+
+/* The whole transaction on a bound plan, and its counts. RMSP_NONFINITE: nothing was written, and `found` says why. */
+rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found);
 
 typedef enum {
     RMSP_STEP,       /* step every leaf that has a gradient, then its averaged weights */
@@ -183,32 +386,12 @@ typedef enum {
     RMSP_ACCUMULATE, /* grad_sum = grad_sum + scale * grad */
 } rmsp_op;
 
-/* How much work a plan is: elements with a gradient, and what threads could share of it: the bytes of the gradients,
- * less 256 a leaf, which it takes to bring a leaf to another core (1000 leaves of 256 bytes ran 1.4 times as long on
- * two threads, 64 leaves of 4096 bytes 0.65 times). */
-typedef struct rmsp_work {
-    size_t elements, bytes;
-} rmsp_work;
+/* Runs an operation over all leaves of a plan, on up to rmsp_thread_count() threads where the work is above the grain.
+ * `scale` is that of RMSP_SUMSQ and RMSP_ACCUMULATE. Results do not depend on the number of threads. */
+void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work);
 
-/* Adds what a leaf's gradient is. */
-static inline void rmsp_add_work(rmsp_work *work, const rmsp_leaf *leaf)
-{
-    if (leaf->array[RMSP_GRAD] == NULL) return;
-    const size_t rows = leaf->extra == NULL || leaf->extra->rows == NULL ? 1 : leaf->extra->rows->count;
-    const size_t bytes = leaf->n * rows * (leaf->dtype == RMSP_F32 ? sizeof(float) : sizeof(double));
-    work->elements += leaf->n * rows;
-    work->bytes += bytes > 256 ? bytes - 256 : 0;
-}
-
-/* The floating-point exceptions that NumPy tells of; those of other threads are raised in the caller's. */
+/* The floating-point exceptions that NumPy reports; those of other threads are raised in the caller's. */
 #define RMSP_WATCHED (FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)
-
-/* Runs an operation over all leaves, which are so much work: above rmsp_grain on up to rmsp_thread_count() threads.
- * Results do not depend on the number of threads. */
-void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work);
-
-/* The sum that RMSP_SUMSQ found for a leaf. */
-double rmsp_leaf_sumsq(const rmsp_leaf *leaf);
 
 /* The rmsp_work.bytes up to which a plan stays on one thread, and of which each further thread needs as many; with 0
  * all threads do their share, however little there is to do, for tests. And the elements of a span. */
@@ -229,8 +412,9 @@ void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, con
 typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context);
 
 /* Elements [start, start + count) in the order of `layout`, RMSP_BLOCK at a time: gather what `in` has, work, scatter
- * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. */
-void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
+ * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. `size` is that
+ * of an element. */
+void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context);
 

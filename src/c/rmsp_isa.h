@@ -13,6 +13,7 @@ typedef struct rmsp_isa {
     rmsp_step_fn *step[RMSP_DTYPE_COUNT][RMSP_VARIANT_COUNT];
     rmsp_sumsq_fn *sumsq[RMSP_DTYPE_COUNT]; /* for norms */
     rmsp_lerp_fn *lerp[RMSP_DTYPE_COUNT];   /* for averaged weights and summed gradients */
+    rmsp_nonfinite_fn *nonfinite[RMSP_DTYPE_COUNT];
 } rmsp_isa;
 
 /* The table in use. */

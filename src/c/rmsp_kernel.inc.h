@@ -1,4 +1,4 @@
-/* rmsp_kernel.inc.h: THE formula: one loop, a template over the element type; and its two companions.
+/* rmsp_kernel.inc.h: THE formula: one loop, a template over the element type; and its companions.
  *
  * Parameters, defined by the includer and undefined here:
  *   T          the element type, float or double
@@ -61,7 +61,7 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
 RMSP_VARIANTS(RMSP_DEFINE)
 #undef RMSP_DEFINE
 
-static double NAME(sumsq)(const size_t n, const void *const x_)
+static double NAME(sumsq)(const size_t n, const void *const x_, const double scale)
 {
     const T *const x = x_;
     double total = 0;
@@ -70,9 +70,15 @@ static double NAME(sumsq)(const size_t n, const void *const x_)
         double lane[RMSP_LANES] = {0};
         size_t i = 0;
         for (; i + RMSP_LANES <= count; i += RMSP_LANES) {
-            for (size_t k = 0; k < RMSP_LANES; k++) lane[k] += (double)x[block + i + k] * (double)x[block + i + k];
+            for (size_t k = 0; k < RMSP_LANES; k++) {
+                const double scaled = scale * (double)x[block + i + k];
+                lane[k] += scaled * scaled;
+            }
         }
-        for (size_t k = 0; i + k < count; k++) lane[k] += (double)x[block + i + k] * (double)x[block + i + k];
+        for (size_t k = 0; i + k < count; k++) {
+            const double scaled = scale * (double)x[block + i + k];
+            lane[k] += scaled * scaled;
+        }
         for (size_t half = RMSP_LANES / 2; half > 0; half /= 2) {
             for (size_t k = 0; k < half; k++) lane[k] += lane[k + half];
         }
@@ -87,6 +93,14 @@ static void NAME(lerp)(const size_t n, void *const y_, const void *const x_, con
     const T *restrict const x = x_;
     const T a = (T)a_, b = (T)b_;
     for (size_t i = 0; i < n; i++) y[i] = a * y[i] + b * x[i];
+}
+
+static size_t NAME(nonfinite)(const size_t n, const void *const x_, const size_t reals)
+{
+    const T *const x = x_;
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += reals) count += !isfinite(x[i]) || !isfinite(x[i + reals - 1]);
+    return count;
 }
 
 #undef T

@@ -32,14 +32,14 @@
 #define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
 #include "rmsp_kernel.inc.h"
 
-#define F32(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f32_##x)
-#define F64(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
-#define F32_STEP(variant, momentum, centered, l2, neutral) F32(step_##variant),
-#define F64_STEP(variant, momentum, centered, l2, neutral) F64(step_##variant),
+#define SYMBOL(dtype, x) RMSP_GLUE(rmsp_, RMSP_ISA, _##dtype##_##x)
+#define F32_STEP(variant, momentum, centered, l2, neutral) SYMBOL(f32, step_##variant),
+#define F64_STEP(variant, momentum, centered, l2, neutral) SYMBOL(f64, step_##variant),
+#define STEPS(name, NAME, type, coef, code) {RMSP_VARIANTS(NAME##_STEP)},
+#define SUMSQ(name, NAME, type, coef, code) SYMBOL(name, sumsq),
+#define LERP(name, NAME, type, coef, code) SYMBOL(name, lerp),
+#define NONFINITE(name, NAME, type, coef, code) SYMBOL(name, nonfinite),
 
 const rmsp_isa RMSP_GLUE(rmsp_isa_, RMSP_ISA, ) = {
-    RMSP_STRING(RMSP_ISA),
-    {{RMSP_VARIANTS(F32_STEP)}, {RMSP_VARIANTS(F64_STEP)}},
-    {F32(sumsq), F64(sumsq)},
-    {F32(lerp), F64(lerp)},
+    RMSP_STRING(RMSP_ISA), {RMSP_DTYPES(STEPS)}, {RMSP_DTYPES(SUMSQ)}, {RMSP_DTYPES(LERP)}, {RMSP_DTYPES(NONFINITE)},
 };

@@ -20,12 +20,19 @@ size_t rmsp_grain = (size_t)32 << 10;
 /* Of a thread's share: the smaller, the evener the end; the larger, the less often the leaves are counted. */
 #define CHUNKS_A_THREAD 32
 
-static inline size_t item_size(const rmsp_leaf *leaf)
-{
-    return leaf->dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
-}
+static inline size_t item_size(const rmsp_leaf *leaf) { return rmsp_dtypes[leaf->dtype].size; }
 
 static inline void *at(void *array, ptrdiff_t offset) { return array == NULL ? NULL : (char *)array + offset; }
+
+/* What a run has from its start to its end. */
+typedef struct run_context {
+    const rmsp_plan *plan;
+    const rmsp_isa *isa;
+    rmsp_op op;
+    double scale;
+    int copies; /* whether averaged weights are the weights themselves, as after the first step */
+    size_t total, chunk;
+} run_context;
 
 /* ---- what an operation does to a contiguous block of a leaf that has extras ---- */
 
@@ -48,7 +55,7 @@ static void step_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *cont
 static void sumsq_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     block_context *const c = context;
-    c->sum += c->sumsq(n, array[RMSP_GRAD]);
+    c->sum += c->sumsq(n, array[RMSP_GRAD], c->scale);
 }
 
 static void accumulate_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
@@ -57,63 +64,66 @@ static void accumulate_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
     c->lerp(n, array[RMSP_GRAD_SUM], array[RMSP_GRAD], 1.0, c->scale);
 }
 
+/* Whether an operation reads array k. */
+static inline int is_used(rmsp_op op, int k)
+{
+    return op == RMSP_SUMSQ        ? k == RMSP_GRAD
+           : op == RMSP_ACCUMULATE ? k == RMSP_GRAD || k == RMSP_GRAD_SUM
+                                   : k != RMSP_GRAD_SUM;
+}
+
 /* An operation on elements [start, start + count) of row `row` of a leaf with extras. */
-static void run_extra(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
+static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
 {
     static rmsp_block_fn *const work_of[] = {step_block, sumsq_block, accumulate_block};
+    const rmsp_op op = run->op;
     const rmsp_extra *const extra = leaf->extra;
-    const rmsp_dtype dtype = (rmsp_dtype)leaf->dtype;
-    const rmsp_isa *const isa = rmsp_isa_table;
     void *in[RMSP_ARRAY_COUNT], *out[RMSP_ARRAY_COUNT];
-    rmsp_group group = plan->groups[leaf->group];
+    rmsp_group group = run->plan->groups[leaf->group];
     if (extra->clip != 1) {
         group.coef.grad_scale *= extra->clip;
-        group.coef_f32.grad_scale = (float)group.coef.grad_scale;
-        group.variant = rmsp_general_variant(group.variant);
+        rmsp_group_refresh(&group);
     }
-    block_context context = {isa->step[dtype][group.variant],
-                             isa->sumsq[dtype],
-                             isa->lerp[dtype],
-                             rmsp_coef_of(&group, dtype),
-                             group.ema,
-                             plan->scale,
+    block_context context = {run->isa->step[leaf->dtype][group.variant],
+                             run->isa->sumsq[leaf->dtype],
+                             run->isa->lerp[leaf->dtype],
+                             rmsp_coef_of(&group, (int)leaf->dtype),
+                             run->copies ? 0 : group.ema,
+                             run->scale,
                              0};
 
     memcpy(in, leaf->array, sizeof leaf->array);
     in[RMSP_EMA] = extra->ema;
     in[RMSP_GRAD_SUM] = extra->grad_sum;
-    const rmsp_layout *const layout = op == RMSP_SUMSQ ? extra->grad_order : extra->layout;
+    const rmsp_layout *const layout = op == RMSP_SUMSQ ? &extra->grad_order : &extra->layout;
     for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-        const int used = op == RMSP_SUMSQ        ? k == RMSP_GRAD
-                         : op == RMSP_ACCUMULATE ? k == RMSP_GRAD || k == RMSP_GRAD_SUM
-                                                 : k != RMSP_GRAD_SUM;
-        if (!used) in[k] = NULL;
-        if (op != RMSP_SUMSQ && extra->rows != NULL) {
-            const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows->index[row];
-            in[k] = at(in[k], place * extra->rows->stride[k]);
+        if (!is_used(op, k)) in[k] = NULL;
+        if (op != RMSP_SUMSQ && extra->rows.index != NULL) {
+            const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows.index[row];
+            in[k] = at(in[k], place * extra->rows.stride[k]);
         }
-        if (layout == NULL) in[k] = at(in[k], (ptrdiff_t)(start * item_size(leaf)));
+        if (layout->ndim == 0) in[k] = at(in[k], (ptrdiff_t)(start * item_size(leaf)));
         const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
         out[k] = written ? in[k] : NULL;
     }
-    if (layout == NULL) {
+    if (layout->ndim == 0) {
         work_of[op](count, in, &context);
     } else {
-        rmsp_strided_run(dtype, layout, start, count, (const void *const *)in, out, work_of[op], &context);
+        rmsp_strided_run(item_size(leaf), layout, start, count, (const void *const *)in, out, work_of[op], &context);
     }
     if (op == RMSP_SUMSQ) extra->span_sums[start / RMSP_SPAN] = context.sum;
 }
 
 /* A step on elements of a leaf without extras. */
-static inline void run_plain(const rmsp_plan *plan, const rmsp_leaf *leaf, size_t start, size_t count)
+static inline void run_plain(const run_context *run, const rmsp_leaf *leaf, size_t start, size_t count)
 {
-    const rmsp_group *const group = &plan->groups[leaf->group];
+    const rmsp_group *const group = &run->plan->groups[leaf->group];
     void *const *const array = leaf->array;
     const ptrdiff_t offset = (ptrdiff_t)(start * item_size(leaf));
-    rmsp_isa_table->step[leaf->dtype][group->variant](
+    run->isa->step[leaf->dtype][group->variant](
         count, at(array[RMSP_PARAM], offset), at(array[RMSP_GRAD], offset), at(array[RMSP_SQUARE_AVG], offset),
         at(array[RMSP_MOMENTUM_BUFFER], offset), at(array[RMSP_GRAD_AVG], offset),
-        rmsp_coef_of(group, (rmsp_dtype)leaf->dtype));
+        rmsp_coef_of(group, (int)leaf->dtype));
 }
 
 /* Out of the caches it costs 8 % of a float32 step to take every vector from two cache lines. NumPy's large arrays all
@@ -122,21 +132,20 @@ static inline void run_plain(const rmsp_plan *plan, const rmsp_leaf *leaf, size_
 #define ALIGN_FROM ((size_t)1 << 17)
 #define LINE ((size_t)64)
 
-static inline void run_span(const rmsp_plan *plan, rmsp_op op, const rmsp_leaf *leaf, size_t row, size_t start,
-                            size_t count)
+static inline void run_span(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
 {
     if (leaf->extra != NULL) {
-        run_extra(plan, op, leaf, row, start, count);
+        run_extra(run, leaf, row, start, count);
         return;
     }
     if (count >= ALIGN_FROM) {
         const uintptr_t first = (uintptr_t)leaf->array[RMSP_PARAM] + start * item_size(leaf);
         const size_t head = (size_t)(-first % LINE) / item_size(leaf);
-        run_plain(plan, leaf, start, head);
+        run_plain(run, leaf, start, head);
         start += head;
         count -= head;
     }
-    run_plain(plan, leaf, start, count);
+    run_plain(run, leaf, start, count);
 }
 
 /* ---- the spans ---- */
@@ -146,23 +155,24 @@ static inline size_t rows_of(const rmsp_leaf *leaf, rmsp_op op, size_t *n)
 {
     *n = leaf->n;
     if (leaf->array[RMSP_GRAD] == NULL) return 0;
-    if (leaf->extra == NULL || leaf->extra->rows == NULL) return 1;
-    if (op != RMSP_SUMSQ) return leaf->extra->rows->count;
-    *n *= leaf->extra->rows->count; /* the gradient's rows follow each other */
+    if (leaf->extra == NULL || leaf->extra->rows.index == NULL) return 1;
+    if (op != RMSP_SUMSQ) return leaf->extra->rows.count;
+    *n *= leaf->extra->rows.count; /* the gradient's rows follow each other */
     return 1;
 }
 
 /* The spans that start at elements [begin, end) of all elements with a gradient. */
-static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t end)
+static void run_share(const run_context *run, size_t begin, size_t end)
 {
+    const rmsp_plan *const plan = run->plan;
     size_t first = 0; /* the leaf's first element, counted over all leaves */
     for (size_t i = 0; i < plan->leaf_count && first < end; i++) {
         const rmsp_leaf *const leaf = &plan->leaves[i];
         size_t n;
-        const size_t rows = rows_of(leaf, op, &n);
+        const size_t rows = rows_of(leaf, run->op, &n);
         if (rows == 0 || n == 0) continue;
         if (leaf->extra == NULL && begin <= first && n <= end - first) { /* the usual leaf, whole */
-            run_span(plan, op, leaf, 0, 0, n);
+            run_span(run, leaf, 0, 0, n);
             first += n;
             continue;
         }
@@ -177,48 +187,38 @@ static void run_share(const rmsp_plan *plan, rmsp_op op, size_t begin, size_t en
             const size_t stop = left < n ? left : n;
             const size_t piece = leaf->extra != NULL ? RMSP_SPAN : stop - start;
             for (; start < stop; start += piece) {
-                run_span(plan, op, leaf, row, start, stop - start < piece ? stop - start : piece);
+                run_span(run, leaf, row, start, stop - start < piece ? stop - start : piece);
             }
         }
         first += rows * n;
     }
 }
 
-typedef struct chunk_context {
-    const rmsp_plan *plan;
-    rmsp_op op;
-    size_t total, chunk;
-} chunk_context;
-
 static void run_chunk(void *context, size_t i)
 {
-    const chunk_context *const c = context;
-    const size_t begin = i * c->chunk;
-    run_share(c->plan, c->op, begin, c->total - begin < c->chunk ? c->total : begin + c->chunk);
+    const run_context *const run = context;
+    const size_t begin = i * run->chunk;
+    run_share(run, begin, run->total - begin < run->chunk ? run->total : begin + run->chunk);
 }
 
-void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work)
+void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work)
 {
+    const int copies = plan->counts != NULL && plan->counts->steps == 0;
+    run_context run = {plan, rmsp_isa_table, op, scale, copies, work.elements, 0};
+    if (work.bytes <= rmsp_grain) {
+        run_share(&run, 0, work.elements);
+        return;
+    }
     const size_t most = (size_t)rmsp_thread_count();
-    if (work.bytes <= rmsp_grain || most == 1) {
-        run_share(plan, op, 0, work.elements);
+    if (most == 1) {
+        run_share(&run, 0, work.elements);
         return;
     }
     const size_t wanted = rmsp_grain == 0 ? most : 1 + work.bytes / rmsp_grain;
     const size_t threads = wanted < most ? wanted : most;
     const size_t wake = work.bytes / WAKE_GRAIN;
     const size_t spans = (work.elements + RMSP_SPAN - 1) / RMSP_SPAN, pieces = threads * CHUNKS_A_THREAD;
-    const size_t chunk = (spans + pieces - 1) / pieces * RMSP_SPAN;
-    chunk_context context = {plan, op, work.elements, chunk};
-    rmsp_share((work.elements + chunk - 1) / chunk, (int)threads,
-               rmsp_grain == 0 ? RMSP_WAKE_ALL : (int)(wake < threads ? wake : threads), run_chunk, &context);
-}
-
-double rmsp_leaf_sumsq(const rmsp_leaf *leaf)
-{
-    size_t n;
-    const size_t rows = rows_of(leaf, RMSP_SUMSQ, &n);
-    double sum = 0;
-    for (size_t span = 0; span * RMSP_SPAN < rows * n; span++) sum += leaf->extra->span_sums[span];
-    return sum;
+    run.chunk = (spans + pieces - 1) / pieces * RMSP_SPAN;
+    rmsp_share((work.elements + run.chunk - 1) / run.chunk, (int)threads,
+               rmsp_grain == 0 ? RMSP_WAKE_ALL : (int)(wake < threads ? wake : threads), run_chunk, &run);
 }

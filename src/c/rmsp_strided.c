@@ -15,8 +15,8 @@ typedef struct cursor {
 static void cursor_seek(cursor *at, const rmsp_layout *layout, size_t start)
 {
     for (int axis = layout->ndim - 1; axis >= 0; axis--) {
-        at->index[axis] = start % layout->shape[axis];
-        start /= layout->shape[axis];
+        at->index[axis] = start % layout->axes[axis].length;
+        start /= layout->axes[axis].length;
     }
 }
 
@@ -24,7 +24,7 @@ static void cursor_seek(cursor *at, const rmsp_layout *layout, size_t start)
 static size_t cursor_run(const cursor *at, const rmsp_layout *layout, size_t limit)
 {
     const int last = layout->ndim - 1;
-    const size_t left = layout->shape[last] - at->index[last];
+    const size_t left = layout->axes[last].length - at->index[last];
     return left < limit ? left : limit;
 }
 
@@ -32,7 +32,7 @@ static void cursor_advance(cursor *at, const rmsp_layout *layout, size_t run)
 {
     int axis = layout->ndim - 1;
     at->index[axis] += run;
-    while (axis > 0 && at->index[axis] == layout->shape[axis]) {
+    while (axis > 0 && at->index[axis] == layout->axes[axis].length) {
         at->index[axis] = 0;
         at->index[--axis] += 1;
     }
@@ -42,7 +42,7 @@ static ptrdiff_t cursor_offset(const cursor *at, const rmsp_layout *layout, int 
 {
     ptrdiff_t offset = 0;
     for (int axis = 0; axis < layout->ndim; axis++) {
-        offset += (ptrdiff_t)at->index[axis] * layout->stride[array][axis];
+        offset += (ptrdiff_t)at->index[axis] * layout->axes[axis].stride[array];
     }
     return offset;
 }
@@ -58,11 +58,10 @@ void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, con
     }
 }
 
-void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start, size_t count,
+void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context)
 {
-    const size_t size = dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
     const ptrdiff_t unit = (ptrdiff_t)size;
     const int last = layout->ndim - 1;
     double memory[RMSP_ARRAY_COUNT][RMSP_BLOCK];
@@ -80,7 +79,7 @@ void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start,
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
                 if (in[k] == NULL) continue;
                 rmsp_copy_strided(run, size, (char *)block[k] + done * size, unit,
-                                  (const char *)in[k] + cursor_offset(&at, layout, k), layout->stride[k][last]);
+                                  (const char *)in[k] + cursor_offset(&at, layout, k), layout->axes[last].stride[k]);
             }
         }
 
@@ -90,8 +89,8 @@ void rmsp_strided_run(rmsp_dtype dtype, const rmsp_layout *layout, size_t start,
             run = cursor_run(&at, layout, n - done);
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
                 if (out[k] == NULL) continue;
-                rmsp_copy_strided(run, size, (char *)out[k] + cursor_offset(&at, layout, k), layout->stride[k][last],
-                                  (const char *)block[k] + done * size, unit);
+                rmsp_copy_strided(run, size, (char *)out[k] + cursor_offset(&at, layout, k),
+                                  layout->axes[last].stride[k], (const char *)block[k] + done * size, unit);
             }
         }
         begin = at;

@@ -54,15 +54,18 @@ static operands sort_out(char **args, const ptrdiff_t *steps, const rmsp_ufunc *
 static rmsp_group group_of(const rmsp_ufunc *ufunc, const double *number)
 {
     const double lr = *number++, rho = *number++;
-    rmsp_coef coef = {.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1};
-    coef.rho = rho;
-    coef.one_minus_rho = 1.0 - rho;
-    coef.momentum = ufunc->momentum ? *number++ : 0;
-    coef.eps_outside = *number++;
-    coef.eps_inside = *number++;
-    coef.lr_in = ufunc->momentum ? 1 : lr;
-    coef.lr_out = ufunc->momentum ? lr : 1;
-    return rmsp_group_of(ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE, ufunc->centered, 0, 0, &coef);
+    rmsp_group group = {.centered = ufunc->centered, .ema = 0, .clip_norm = INFINITY};
+    group.momentum = ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE;
+    group.coef = (rmsp_coef){.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1};
+    group.coef.rho = rho;
+    group.coef.one_minus_rho = 1.0 - rho;
+    group.coef.momentum = ufunc->momentum ? *number++ : 0;
+    group.coef.eps_outside = *number++;
+    group.coef.eps_inside = *number++;
+    group.coef.lr_in = ufunc->momentum ? 1 : lr;
+    group.coef.lr_out = ufunc->momentum ? lr : 1;
+    rmsp_group_refresh(&group);
+    return group;
 }
 
 static rmsp_group group_at(const operands *o, const rmsp_ufunc *ufunc, size_t i)
@@ -78,11 +81,9 @@ static rmsp_group group_at(const operands *o, const rmsp_ufunc *ufunc, size_t i)
 static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], rmsp_group group)
 {
     rmsp_leaf leaf = {.n = n, .dtype = ufunc->dtype};
-    const rmsp_plan plan = {.leaves = &leaf, .leaf_count = 1, .groups = &group};
-    rmsp_work work = {0, 0};
+    const rmsp_plan plan = {.leaves = &leaf, .leaf_count = 1, .groups = &group, .group_count = 1};
     memcpy(leaf.array, array, sizeof leaf.array);
-    rmsp_add_work(&work, &leaf);
-    rmsp_plan_run(&plan, RMSP_STEP, work);
+    rmsp_run(&plan, RMSP_STEP, 1, rmsp_plan_work(&plan));
 }
 
 int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers)
@@ -122,7 +123,8 @@ static int in_place(const operands *o, ptrdiff_t size)
 static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
 {
     const rmsp_dtype dtype = ufunc->dtype;
-    const size_t size = dtype == RMSP_F32 ? sizeof(float) : sizeof(double);
+    const size_t size = rmsp_dtypes[dtype].size;
+    const rmsp_isa *const isa = rmsp_isa_table;
     double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK];
 
     for (size_t start = 0; start < n; start += RMSP_BLOCK) {
@@ -137,9 +139,9 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
             char *array[RMSP_STEP_ARRAYS];
             run = run_from(o, start + i, count - i);
             for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = (char *)memory[k] + i * size;
-            rmsp_isa_table->step[dtype][group.variant](run, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG],
-                                                       array[RMSP_MOMENTUM_BUFFER], array[RMSP_GRAD_AVG],
-                                                       rmsp_coef_of(&group, dtype));
+            isa->step[dtype][group.variant](run, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG],
+                                            array[RMSP_MOMENTUM_BUFFER], array[RMSP_GRAD_AVG],
+                                            rmsp_coef_of(&group, dtype));
         }
         for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
             if (o->out[k] == NULL) continue;
@@ -157,10 +159,9 @@ void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *
     int constant = 1;
 
     for (int k = 0; k < o.number_count; k++) constant &= o.number_step[k] == 0;
-    if (n > 0 && constant && in_place(&o, ufunc->dtype == RMSP_F32 ? sizeof(float) : sizeof(double))) {
+    if (n > 0 && constant && in_place(&o, (ptrdiff_t)rmsp_dtypes[ufunc->dtype].size)) {
         step_in_place(ufunc, n, (void *const *)o.in, group_at(&o, ufunc, 0));
     } else {
         step_blocks(&o, ufunc, n);
     }
-    if (ufunc->pending != 0) feraiseexcept(ufunc->pending);
 }

@@ -11,7 +11,6 @@ typedef struct rmsp_ufunc {
     rmsp_dtype dtype;
     int momentum; /* there is a momentum_buffer, and a momentum behind rho */
     int centered; /* there is a grad_avg */
-    int pending;  /* floating-point exceptions that the next loop is to raise beside its own */
 } rmsp_ufunc;
 
 /* A step in place on n elements of contiguous arrays, none of them NULL that the ufunc has. Returns the exceptions it

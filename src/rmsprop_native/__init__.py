@@ -3,7 +3,8 @@
 from rmsprop_native.arrays import RowGrad
 from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
-from rmsprop_native.options import PRESETS, Options
+from rmsprop_native.options import Options
+from rmsprop_native.presets import PRESETS
 from rmsprop_native.runtime import __version__, isa, num_threads, set_num_threads, show_config, use_isa
 from rmsprop_native.state import State, init
 from rmsprop_native.ufuncs import rmsprop, rmsprop_centered, rmsprop_centered_momentum, rmsprop_momentum

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
+from rmsprop_native.state import set_numbers
+from rmsprop_native.tree import flatten
+
 if TYPE_CHECKING:
     from typing import Any
 
     from rmsprop_native.state import State
-
-from rmsprop_native.tree import flatten
 
 __all__ = ["update", "update_"]
 
@@ -77,9 +80,10 @@ def update_(params: Params, grads: Any, state: State, *, lr: float | None = None
     >>> bool(np.abs(w).max() < 0.1), state.step
     (True, 100)
     """
-    plan = state._plan
-    if plan is None or not plan.step(params, grads, state, lr, grad_scale):
-        state.plan(params).step(params, grads, state, lr, grad_scale)
+    if not state._plan.step(params, grads, lr, grad_scale):
+        with state._claim:  # a schedule runs Python code: nobody steps meanwhile
+            set_numbers(state, lr, grad_scale)
+            state._plan.step_claimed(params, grads)
     return params
 
 
@@ -115,7 +119,13 @@ def update(
     >>> w, state.step
     (array([ 1., -2.]), 0)
     """
-    leaves, structure = flatten(params)
-    new_params = structure.unflatten(leaf.copy(order="K") if hasattr(leaf, "copy") else leaf for leaf in leaves)
-    new_state = state.copy()
+    with state._claim:  # nobody steps between the two copies
+        leaves, structure = flatten(params)
+        new_params = structure.unflatten(map(_copied, leaves))
+        new_state = state._copy()
     return update_(new_params, grads, new_state, lr=lr, grad_scale=grad_scale), new_state
+
+
+def _copied(leaf: Any) -> Any:
+    """A copy of an array, of its class; anything else as it is, for the step to refuse."""
+    return np.ndarray.copy(leaf, order="K") if issubclass(type(leaf), np.ndarray) else leaf

@@ -1,13 +1,23 @@
 # rmsp.h, mirrored once.
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t, uintptr_t
+
+
+cdef extern from "rmsp_dtype.h" nogil:
+    ctypedef struct rmsp_dtype_info:
+        const char *name
+        char code
+        size_t size
+
+    int RMSP_DTYPE_COUNT
+
+
+cdef extern from "rmsp_atomic.h" nogil:
+    bint rmsp_try_lock(int *flag) noexcept
+    void rmsp_unlock(int *flag) noexcept
 
 
 cdef extern from "rmsp.h" nogil:
-    ctypedef enum rmsp_dtype:
-        RMSP_F32
-        RMSP_F64
-
     ctypedef enum rmsp_momentum:
         RMSP_MOMENTUM_NONE
         RMSP_MOMENTUM_CLASSIC
@@ -28,13 +38,15 @@ cdef extern from "rmsp.h" nogil:
         double lr_out
 
     ctypedef struct rmsp_group:
-        int variant
+        rmsp_momentum momentum
+        int centered
+        int l2
+        int bias_correction
         double ema
+        double clip_norm
         rmsp_coef coef
 
-    rmsp_group rmsp_group_of(
-        rmsp_momentum momentum, int centered, int l2, double ema, const rmsp_coef *coef
-    ) noexcept
+    void rmsp_group_refresh(rmsp_group *group) noexcept
 
     enum:
         RMSP_PARAM
@@ -42,29 +54,55 @@ cdef extern from "rmsp.h" nogil:
         RMSP_SQUARE_AVG
         RMSP_MOMENTUM_BUFFER
         RMSP_GRAD_AVG
+        RMSP_STEP_ARRAYS
         RMSP_EMA
         RMSP_GRAD_SUM
         RMSP_ARRAY_COUNT
         RMSP_MAX_NDIM
 
-    ctypedef struct rmsp_layout:
-        int ndim
-        size_t shape[65]
-        ptrdiff_t stride[7][65]
+    ctypedef enum rmsp_reason:
+        RMSP_OK
+        RMSP_ABSENT
+        RMSP_NOT_AN_ARRAY
+        RMSP_MASKED
+        RMSP_UNSUPPORTED
+        RMSP_BYTE_ORDER
+        RMSP_OVERLAP
+        RMSP_NEEDS_AXES
+        RMSP_REASON_COUNT
 
-    ctypedef struct rmsp_rows:
-        size_t count
-        const ptrdiff_t *index
-        ptrdiff_t stride[7]
+    enum:
+        RMSP_C_ORDER
+        RMSP_F_ORDER
+        RMSP_ALIGNED
+        RMSP_WRITABLE
+        RMSP_PAIRS
+
+    ctypedef struct rmsp_array:
+        void *data
+        const ptrdiff_t *shape
+        const ptrdiff_t *strides
+        const ptrdiff_t *rows
+        size_t row_count
+        int ndim
+        int type
+        unsigned flags
+        rmsp_reason problem
+
+    ctypedef struct rmsp_refusal:
+        size_t leaf
+        size_t other_leaf
+        int array
+        int other_array
+        size_t row
+
+    ctypedef struct rmsp_axis:
+        pass
 
     ctypedef struct rmsp_extra:
         void *ema
         void *grad_sum
-        const rmsp_layout *layout
-        const rmsp_layout *grad_order
-        const rmsp_rows *rows
         double *span_sums
-        double clip
 
     ctypedef struct rmsp_leaf:
         void *array[5]
@@ -73,24 +111,94 @@ cdef extern from "rmsp.h" nogil:
         uint32_t group
         uint32_t dtype
 
-    ctypedef struct rmsp_plan:
-        rmsp_leaf *leaves
-        size_t leaf_count
-        rmsp_group *groups
-        double scale
+    ctypedef struct rmsp_slot:
+        const ptrdiff_t *shape
+        const ptrdiff_t *strides
+        int ndim
+        int type
+        size_t n
+        uintptr_t low
+        uintptr_t high
+        const void *clear
 
-    ctypedef enum rmsp_op:
-        RMSP_STEP
-        RMSP_SUMSQ
-        RMSP_ACCUMULATE
+    ctypedef struct rmsp_range:
+        uintptr_t low
+        uintptr_t high
+        size_t leaf
+
+    ctypedef enum rmsp_nonfinite:
+        RMSP_PROPAGATE
+        RMSP_SKIP
+        RMSP_REPORT
+
+    ctypedef struct rmsp_rules:
+        int64_t accumulate
+        double grad_scale
+        double clip_global_norm
+        rmsp_nonfinite nonfinite
+        int clips
+        int averages
+
+    ctypedef struct rmsp_counts:
+        int64_t steps
+        int64_t accumulated
+        int64_t skipped
+        unsigned char *seen
 
     ctypedef struct rmsp_work:
         size_t elements
         size_t bytes
 
-    void rmsp_add_work(rmsp_work *work, const rmsp_leaf *leaf) noexcept
-    void rmsp_plan_run(const rmsp_plan *plan, rmsp_op op, rmsp_work work) noexcept
-    double rmsp_leaf_sumsq(const rmsp_leaf *leaf) noexcept
+    ctypedef struct rmsp_plan:
+        rmsp_leaf *leaves
+        size_t leaf_count
+        rmsp_group *groups
+        size_t group_count
+        rmsp_slot *slots
+        rmsp_extra *extras
+        rmsp_rules rules
+        rmsp_counts *counts
+        rmsp_range *memory
+        size_t memory_count
+        rmsp_range *ranges
+        int bound
+        rmsp_work work
+
+    ctypedef enum rmsp_again:
+        RMSP_AGAIN_NO
+        RMSP_AGAIN_YES
+        RMSP_AGAIN_GAP
+
+    # Inline: every module may call these. What follows them is called through _core.
+    rmsp_again rmsp_bind_again(
+        const rmsp_plan *plan, rmsp_leaf *leaf, rmsp_slot *slot, const rmsp_array *param, const rmsp_array *grad
+    ) noexcept
+
+    bint rmsp_ranges_overlap(uintptr_t low, uintptr_t high, uintptr_t other_low, uintptr_t other_high) noexcept
+
+    const rmsp_dtype_info rmsp_dtypes[1]
+    const char *rmsp_reason_name(rmsp_reason reason) noexcept
+    rmsp_reason rmsp_bind(
+        rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where
+    ) noexcept
+    size_t rmsp_axis_count(const rmsp_plan *plan) noexcept
+    void rmsp_use_axes(rmsp_plan *plan, rmsp_axis *axes) noexcept
+    bint rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high) noexcept
+    bint rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other) noexcept
+    rmsp_work rmsp_plan_work(const rmsp_plan *plan) noexcept
+
+    ctypedef enum rmsp_outcome:
+        RMSP_STEPPED
+        RMSP_ACCUMULATED
+        RMSP_SKIPPED
+        RMSP_NONFINITE
+
+    ctypedef struct rmsp_found:
+        size_t leaf
+        size_t count
+        size_t size
+
+    rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found) noexcept
     size_t rmsp_grain
     const size_t RMSP_SPAN
     int rmsp_thread_count() noexcept
@@ -107,10 +215,9 @@ cdef extern from "rmsp.h" nogil:
 
 cdef extern from "rmsp_ufunc.h" nogil:
     ctypedef struct rmsp_ufunc:
-        rmsp_dtype dtype
+        int dtype
         int momentum
         int centered
-        int pending
 
     int rmsp_ufunc_in_place(
         const rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmsprop_native._core import BUFFERS, Plan
-from rmsprop_native.arrays import check_parameter, title
-from rmsprop_native.options import Options, make_options, override
+from rmsprop_native._core import Claim
+from rmsprop_native._plan import Plan, as_arrays
+from rmsprop_native.buffers import allocate, view
+from rmsprop_native.coefficients import check_dtype, check_initial, group_of, resolve_lr
+from rmsprop_native.options import Options, check_number
+from rmsprop_native.overrides import check_overrides, check_paths, group_leaves
+from rmsprop_native.presets import make_options
 from rmsprop_native.tree import Tree, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Self
 
     from numpy.typing import NDArray
 
-    from rmsprop_native.options import Coefficients, Variant
+    from rmsprop_native.coefficients import Group
+    from rmsprop_native.overrides import LeafOptions
 
-__all__ = ["State", "init"]
-
-
-# Where in a page of memory each buffer starts. Large NumPy arrays all start 16 bytes into a page, and streams that
-# agree in their last 12 bits get in each other's way: with all of them there, a step with momentum over 64 Ki float32
-# took 1.3 times as long on an AMD Zen 4 (bench/NOTES.md). Any distances do that are not near a multiple of 4096.
-_PAGE = 4096
-_PLACES = {"square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616}
-
-
-def _placed(name: str, like: NDArray[Any], values: Any) -> NDArray[Any]:
-    """A new array of the shape, dtype and memory order of `like` with `values`, where a buffer of that name goes."""
-    model = np.empty_like(like, subok=False)
-    if model.nbytes >= _PAGE:
-        memory = np.empty(model.nbytes + _PAGE, np.uint8)
-        start = (_PLACES[name] - memory.ctypes.data) % _PAGE
-        model = np.ndarray(model.shape, model.dtype, memory, start, model.strides)
-    model[...] = values
-    return model
+__all__ = ["State", "init", "set_numbers"]
 
 
 class State:
@@ -48,52 +36,48 @@ class State:
     options : Options
         The hyper-parameters in force; `replace` changes numbers.
     step : int
-        Steps taken so far.
+        Steps taken so far; may be set, to a count that is not negative.
     skipped : int
         Calls that did nothing because a gradient was not finite (``on_nonfinite="skip"``).
     accumulated : int
         Calls since the last step, with ``accumulate`` > 1.
     square_avg : array or nested container of arrays
-        The running mean of squared gradients: structure, shapes and dtypes of the parameters.
+        The running mean of squared gradients: structure, shapes and dtypes of the parameters. The containers are
+        read-only (a dict that cannot be changed, a tuple for a list); their arrays may be written, with ``[...]``.
     momentum_buffer, grad_avg, ema, grad_sum : array or nested container of arrays, or None
         Likewise, with momentum, if centered, with averaged weights, and while accumulating; else None.
 
     Notes
     -----
-    A state can be pickled and copied; `copy` gives one with arrays of its own. Two threads must not step one state
-    at once: the second gets a RuntimeError.
+    A state can be pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a second
+    thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`, `replace`,
+    `copy` and pickle.
     """
 
     __slots__ = (
         "_buffers",
+        "_claim",
+        "_dtypes",
         "_groups",
         "_leaf_groups",
         "_options",
         "_overrides",
         "_plan",
-        "_seen",
         "_structure",
-        "accumulated",
-        "skipped",
-        "step",
     )
 
+    _buffers: dict[str, list[NDArray[Any]]]
+    _claim: Claim
+    _dtypes: frozenset[np.dtype[Any]]
+    _groups: list[LeafOptions]
     _leaf_groups: tuple[int, ...]
+    _options: Options
+    _overrides: dict[str, dict[str, Any]]
+    _plan: Plan
+    _structure: Tree
 
-    def __init__(
-        self,
-        structure: Tree,
-        options: Options,
-        overrides: Mapping[str, Mapping[str, Any]],
-        buffers: dict[str, list[NDArray[Any]]],
-    ) -> None:
-        self._structure = structure
-        self._overrides = {pattern: dict(numbers) for pattern, numbers in overrides.items()}
-        self._buffers = buffers
-        self._seen = bytearray(structure.size)  # the leaves that had a gradient since the last step
-        self._plan: Plan | None = None
-        self.step = self.skipped = self.accumulated = 0
-        self._set_options(options)
+    def __init__(self) -> None:
+        raise TypeError("a State is made by rmsprop_native.init(params, ...)")
 
     def __repr__(self) -> str:
         overrides = f", overrides={self._overrides}" if self._overrides else ""
@@ -104,47 +88,27 @@ class State:
         """The hyper-parameters in force."""
         return self._options
 
-    def replace(self, **changes: Any) -> None:
-        """Change numbers from the next step on; what `overrides` gave a leaf of its own stays.
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self._claim.steps
 
-        Parameters
-        ----------
-        **changes
-            Any options that leave the arrays of the state as they are.
+    @step.setter
+    def step(self, count: int) -> None:
+        steps = _count("step", count)
+        with self._claim:
+            self._claim.set_counts(steps, self.skipped, self.accumulated, self._claim.seen)
+            self._plan.forget_numbers()
 
-        Raises
-        ------
-        TypeError, ValueError
-            As `Options.replace`; nothing has been changed then.
+    @property
+    def skipped(self) -> int:
+        """Calls that did nothing because a gradient was not finite."""
+        return self._claim.skipped
 
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import rmsprop_native as rms
-        >>> state = rms.init(np.zeros(3), lr=0.1)
-        >>> state.replace(lr=0.01, weight_decay=0.1)
-        >>> state.options
-        Options(lr=0.01, rho=0.9, weight_decay=0.1)
-        >>> state.replace(momentum=0.9)
-        Traceback (most recent call last):
-        ...
-        ValueError: the state keeps square_avg; momentum=0.9 would need square_avg, momentum_buffer: call init() again
-        """
-        options = self._options.replace(**changes)
-        if options.accumulate != self._options.accumulate and self.accumulated:
-            raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
-        self._set_options(options)
-
-    def _set_options(self, options: Options) -> None:
-        """Take `options`, and find the groups of leaves that share theirs."""
-        if self._plan is not None and self._plan.busy:
-            raise RuntimeError("another thread is inside a step of this state; give each thread a state of its own")
-        of_leaves = override(options, self._overrides, list(self._structure.paths()))
-        groups = list(dict.fromkeys([(options, False), *of_leaves]))
-        leaf_groups = tuple(groups.index(of_leaf) for of_leaf in of_leaves)
-        if self._plan is not None and leaf_groups != self._leaf_groups:
-            self._plan = None
-        self._options, self._groups, self._leaf_groups = options, groups, leaf_groups
+    @property
+    def accumulated(self) -> int:
+        """Calls since the last step."""
+        return self._claim.accumulated
 
     @property
     def square_avg(self) -> Any:
@@ -172,72 +136,192 @@ class State:
         return self._tree("grad_sum")
 
     def _tree(self, name: str) -> Any:
-        return self._structure.unflatten(iter(self._buffers[name])) if name in self._buffers else None
+        if name not in self._buffers:
+            return None
+        return self._structure.unflatten(map(view, self._buffers[name]), read_only=True)
 
-    def copy(self) -> Self:
-        """A state with the same values in arrays of its own."""
-        new = type(self).__new__(type(self))
-        structure, options, overrides, buffers, seen, *counts = self.__getstate__()
-        new.__setstate__((structure, options, overrides, buffers, bytearray(seen), *counts))
-        return new
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        counts = self.step, self.skipped, self.accumulated
-        return self._structure, self._options, self._overrides, self._buffers, self._seen, *counts
-
-    def __setstate__(self, saved: tuple[Any, ...]) -> None:
-        self._structure, options, self._overrides, buffers, self._seen, *counts = saved
-        self._buffers = {name: [_placed(name, array, array) for array in arrays] for name, arrays in buffers.items()}
-        self.step, self.skipped, self.accumulated = counts
-        self._plan = None
-        self._set_options(options)
-
-    def coefficients(
-        self, lr: float | None = None, grad_scale: float = 1.0
-    ) -> Iterator[tuple[Variant, Coefficients, float]]:
-        """What the next step is made of, for each group of leaves.
+    def replace(self, **changes: Any) -> None:
+        """Change numbers from the next step on; what `overrides` gave a leaf of its own stays.
 
         Parameters
         ----------
-        lr : float, optional
-            In place of the state's, for leaves that have none of their own.
-        grad_scale : float
-            Factor on the gradients.
+        **changes
+            Any options that leave the arrays of the state as they are.
 
-        Yields
+        Raises
         ------
-        variant : Variant
-        numbers : Coefficients
-        ema : float
-            The decay of averaged weights; 0 at the first step, which copies.
+        TypeError, ValueError
+            As `Options.replace`, or if a number cannot be held by the dtype of a leaf; nothing has been changed then.
+        RuntimeError
+            If the state is inside a step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsprop_native as rms
+        >>> state = rms.init(np.zeros(3), lr=0.1)
+        >>> state.replace(lr=0.01, weight_decay=0.1)
+        >>> state.options
+        Options(lr=0.01, rho=0.9, weight_decay=0.1)
+        >>> state.replace(momentum=0.9)
+        Traceback (most recent call last):
+        ...
+        ValueError: the state keeps square_avg; momentum=0.9 would need square_avg, momentum_buffer: call init() again
         """
-        for options, own_lr in self._groups:
-            numbers = options.coefficients(self.step + 1, None if own_lr else lr, grad_scale)
-            yield options.variant, numbers, 0.0 if self.step == 0 else options.ema or 0.0
+        with self._claim:
+            options = self._options.replace(**changes)
+            if options.accumulate != self._options.accumulate and self.accumulated:
+                raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
+            groups, leaf_groups = group_leaves(options, self._overrides, self._paths())
+            _form(groups, self._dtypes, None, 1.0, self.step)  # raises what the next step would
+            self._options, self._groups, self._leaf_groups = options, groups, leaf_groups
+            self._plan.forget_numbers()
 
-    @property
-    def steady(self) -> bool:
-        """Whether the step after the next one will have the same coefficients."""
-        return (self.step > 0 or self._options.ema is None) and not any(
-            options.bias_correction or callable(options.lr) for options, _ in self._groups
-        )
+    def copy(self) -> Self:
+        """A state with the same values in arrays of its own.
 
-    def plan(self, params: Any) -> Plan:
-        """Bind to `params`: a plan for stepping them, kept for the next step."""
-        if self._plan is not None and self._plan.busy:
-            raise RuntimeError("another thread is inside a step of this state; give each thread a state of its own")
-        leaves = tuple(self._structure.leaves(params, "parameter"))
-        for path, leaf, square_avg in zip(self._structure.paths(), leaves, self._buffers["square_avg"], strict=True):
-            name = title("parameter", path)
-            check_parameter(name, leaf)
-            if leaf.dtype != square_avg.dtype:
-                raise TypeError(f"{name} has dtype {leaf.dtype}, its square_avg has {square_avg.dtype}")
-            if leaf.shape != square_avg.shape:
-                raise ValueError(f"{name} has shape {leaf.shape}, its square_avg has {square_avg.shape}")
-        nothing = [None] * len(leaves)
-        buffers = tuple(zip(*(self._buffers.get(name, nothing) for name in BUFFERS), strict=True))
-        self._plan = Plan(self._structure, leaves, buffers, self._leaf_groups, self._seen)
-        return self._plan
+        Returns
+        -------
+        State
+
+        Raises
+        ------
+        RuntimeError
+            If the state is inside a step.
+        """
+        with self._claim:
+            return self._copy()
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def _copy(self) -> Self:
+        """`copy` for a caller who has the claim."""
+        new = type(self).__new__(type(self))
+        _fill(new, self._structure, self._options, self._overrides, self._buffers["square_avg"])
+        new._take_over(self._buffers, self.step, self.skipped, self.accumulated, self._claim.seen)
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._claim:
+            return {
+                "structure": self._structure,
+                "options": self._options,
+                "overrides": self._overrides,
+                "step": self.step,
+                "skipped": self.skipped,
+                "accumulated": self.accumulated,
+                "seen": self._claim.seen,
+                "buffers": {name: [array.copy(order="K") for array in of] for name, of in self._buffers.items()},
+            }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        try:
+            structure, overrides, buffers = saved["structure"], saved["overrides"], saved["buffers"]
+            options = Options(**{name: getattr(saved["options"], name) for name in Options.__dataclass_fields__})
+            step, skipped, accumulated = (_count(name, saved[name]) for name in ("step", "skipped", "accumulated"))
+            seen = saved["seen"]
+            if not isinstance(structure, Tree) or set(buffers) != set(options.buffers) or type(seen) is not bytes:
+                raise ValueError("the parts of the state do not fit each other")
+            if len(buffers["square_avg"]) != structure.size:
+                raise ValueError("the parts of the state do not fit each other")
+            models = as_arrays(structure, list(buffers["square_avg"]))
+            if accumulated >= options.accumulate or set(seen) - {0, 1}:
+                raise ValueError("the parts of the state do not fit each other")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no state can be made of what was saved: {error}") from error
+        _fill(self, structure, options, overrides, models)
+        self._take_over(buffers, step, skipped, accumulated, seen)
+
+    def _take_over(
+        self, buffers: Mapping[str, list[Any]], step: int, skipped: int, accumulated: int, seen: bytes
+    ) -> None:
+        """Copy the values of another state."""
+        for name, arrays in self._buffers.items():
+            if len(buffers[name]) != len(arrays):
+                raise ValueError(f"{name} has {len(buffers[name])} arrays, the state {len(arrays)} leaves")
+            for array, values in zip(arrays, buffers[name], strict=True):
+                if type(values) is not np.ndarray or values.dtype != array.dtype or values.shape != array.shape:
+                    raise ValueError(f"an array of {name} is not of the shape and dtype of its square_avg")
+                array[...] = values
+        self._claim.set_counts(step, skipped, accumulated, seen)
+
+    def _paths(self) -> list[str]:
+        return list(self._structure.paths())
+
+
+def _count(name: str, value: object) -> int:
+    """`value` as an int that is not negative and fits in 64 bits."""
+    if isinstance(value, bool | np.bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    try:
+        count = operator.index(value)  # type: ignore[arg-type] # it raises what is wanted
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if not 0 <= count < 2**53:
+        raise ValueError(f"{name} must be in [0, 2**53), got {count}")
+    return count
+
+
+def _form(
+    groups: list[LeafOptions], dtypes: frozenset[np.dtype[Any]], lr: float | None, grad_scale: float, step: int
+) -> list[Group]:
+    """The coefficients of the step after `step` others, checked; runs schedules."""
+    formed = []
+    for options, own_lr in groups:
+        group = group_of(options, resolve_lr(options, None if own_lr else lr, step), grad_scale)
+        for dtype in dtypes:
+            check_dtype(group, options, dtype)
+        formed.append(group)
+    return formed
+
+
+def set_numbers(state: State, lr: object, grad_scale: object) -> None:
+    """Give the plan of `state` the coefficients of its next step; the caller has the claim.
+
+    Parameters
+    ----------
+    state : State
+        The state.
+    lr : float or None
+        In place of the state's, for leaves that have none of their own.
+    grad_scale : float
+        Factor on the gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is refused; what a schedule raises passes through.
+    """
+    if lr is not None:
+        lr = resolve_lr(state._options, lr, 0)
+    scale = check_number("grad_scale", grad_scale)
+    formed = _form(state._groups, state._dtypes, lr, scale, state.step)
+    steady = not any(callable(options.lr) for options, _ in state._groups)
+    state._plan.set_numbers(formed, state._leaf_groups, state._options, lr, scale, steady)
+
+
+def _fill(
+    state: State,
+    structure: Tree,
+    options: Options,
+    overrides: Mapping[str, Mapping[str, Any]],
+    models: list[NDArray[Any]],
+) -> None:
+    """Make a new state of its parts; buffers are zeros of the shapes, dtypes and memory orders of `models`."""
+    paths = list(structure.paths())
+    check_paths(paths)
+    state._structure = structure
+    state._options = options
+    state._overrides = check_overrides(overrides)
+    state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
+    state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
+    made = {name: allocate(name, models) for name in options.buffers}
+    state._buffers = {name: arrays for name, (arrays, _) in made.items()}
+    state._claim = Claim(structure.size)
+    state._plan = Plan(structure, state._claim, models, state._buffers, [memory for _, memory in made.values()])
 
 
 def init(
@@ -290,17 +374,18 @@ def init(
     """
     checked = make_options(preset, **options)
     leaves, structure = flatten(params)
-    for path, leaf in zip(structure.paths(), leaves, strict=True):
-        check_parameter(title("parameter", path), leaf)
-
-    def filled(name: str, leaf: NDArray[Any]) -> NDArray[Any]:
-        if name == "ema":
-            return _placed(name, leaf, leaf)
-        # A complex number starts as two reals: the same in both.
-        start = checked.initial_square_avg if name == "square_avg" else 0.0
-        return _placed(name, leaf, start if leaf.dtype.kind == "f" else complex(start, start))
-
-    buffers = {name: [filled(name, leaf) for leaf in leaves] for name in checked.buffers}
-    state = State(structure, checked, overrides or {}, buffers)
-    state.plan(params).check_coefficients(state)
+    models = as_arrays(structure, leaves)
+    state = State.__new__(State)
+    _fill(state, structure, checked, {} if overrides is None else overrides, models)
+    state._plan.check(leaves)
+    for dtype in state._dtypes:
+        check_initial(checked, dtype)
+    _form(state._groups, state._dtypes, None, 1.0, 0)  # raises what the first step would
+    if checked.initial_square_avg != 0:
+        for array in state._buffers["square_avg"]:
+            # A complex number starts as two reals: the same in both.
+            start = checked.initial_square_avg
+            array.fill(start if array.dtype.kind == "f" else complex(start, start))
+    for array, model in zip(state._buffers.get("ema", ()), models, strict=False):
+        array[...] = model
     return state

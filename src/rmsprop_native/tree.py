@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+import types
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Tree", "flatten"]
+__all__ = ["ReadOnlyDict", "Record", "Tree", "flatten"]
 
 LEAF, EMPTY, DICT, SEQUENCE, FIELDS = range(5)
+
+
+class ReadOnlyDict(dict[Any, Any]):
+    """A dict of arrays that may be written with ``[...]``, and not be replaced by others."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("the arrays of a state cannot be replaced: write to them, as in state.square_avg['w'][...] = 0")
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def __copy__(self) -> dict[Any, Any]:
+        return dict(self)
+
+
+class Record(types.SimpleNamespace):
+    """The arrays of a dataclass's fields, which may be written with ``[...]``, and not be replaced by others."""
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise TypeError(
+            f"the arrays of a state cannot be replaced: write to them, as in state.square_avg.{name}[...] = 0"
+        )
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise TypeError("the arrays of a state cannot be removed")
 
 
 class Tree:
@@ -61,7 +91,10 @@ class Tree:
             yield prefix
         names = getattr(self.container, "_fields", self.keys)
         for name, child in zip(names, self.children, strict=True):
-            yield from child.paths(join(prefix, name))
+            if child.kind == LEAF:
+                yield join(prefix, name)
+            else:
+                yield from child.paths(join(prefix, name))
 
     def leaves(self, tree: Any, what: str = "gradient", prefix: str = "") -> Iterator[Any]:
         """The leaves of `tree`, which must have this structure.
@@ -94,12 +127,15 @@ class Tree:
             self._check_container(tree, what, prefix)
             for key, child in zip(self.keys, self.children, strict=True):
                 value = getattr(tree, key) if self.kind == FIELDS else tree[key]
-                yield from child.leaves(value, what, join(prefix, key))
+                if child.kind == LEAF:
+                    yield value
+                else:
+                    yield from child.leaves(value, what, join(prefix, key))
 
     def _check_container(self, tree: Any, what: str, prefix: str) -> None:
         assert self.container is not None
         where = f"{what}s" + (f" at {prefix!r}" if prefix else "")
-        alike: Any = {DICT: dict, SEQUENCE: (list, tuple), FIELDS: self.container}[self.kind]
+        alike: Any = {DICT: dict, SEQUENCE: (list, tuple), FIELDS: (self.container, Record)}[self.kind]
         if not isinstance(tree, alike):
             raise ValueError(f"{where} are a {type(tree).__name__}, the parameters a {self.container.__name__}")
         if self.kind == DICT and tree.keys() != set(self.keys):
@@ -114,24 +150,40 @@ class Tree:
                 f"{where} are {len(tree)}, the parameters {len(self.keys)} (a parameter without a gradient has None)"
             )
 
-    def unflatten(self, leaves: Iterator[Any]) -> Any:
-        """The tree of this structure over `leaves`."""
+    def unflatten(self, leaves: Iterator[Any], *, read_only: bool = False) -> Any:
+        """The tree of this structure over `leaves`.
+
+        Parameters
+        ----------
+        leaves : iterator
+            In the order of the containers.
+        read_only : bool, default False
+            Make containers whose leaves cannot be replaced: a ReadOnlyDict of a dict, a tuple of a list, a Record of a
+            dataclass.
+
+        Returns
+        -------
+        object
+        """
         if self.kind == LEAF:
             return next(leaves)
         if self.kind == EMPTY:
             return None
         assert self.container is not None
-        values = [child.unflatten(leaves) for child in self.children]
+        values = [child.unflatten(leaves, read_only=read_only) for child in self.children]
         if self.kind == DICT:
-            return dict(zip(self.keys, values, strict=True))
+            return (ReadOnlyDict if read_only else dict)(zip(self.keys, values, strict=True))
         if self.kind == FIELDS:
+            fields = dict(zip(self.keys, values, strict=True))
+            if read_only:
+                return Record(**fields)
             new: Any = object.__new__(self.container)
-            for key, value in zip(self.keys, values, strict=True):
+            for key, value in fields.items():
                 object.__setattr__(new, key, value)
             return new
         if hasattr(self.container, "_fields"):
             return self.container(*values)
-        return values if issubclass(self.container, list) else tuple(values)
+        return values if issubclass(self.container, list) and not read_only else tuple(values)
 
 
 def flatten(tree: Any) -> tuple[list[Any], Tree]:
@@ -160,20 +212,27 @@ def flatten(tree: Any) -> tuple[list[Any], Tree]:
     return leaves, _structure(tree, leaves)
 
 
+_LEAF = Tree(LEAF)
+
+
 def _structure(tree: Any, leaves: list[Any]) -> Tree:
     if tree is None:
         return Tree(EMPTY)
     if isinstance(tree, dict):
-        kind, keys, values = DICT, tuple(tree), list(tree.values())
+        kind, keys = DICT, tuple(tree)
+        values = [tree[key] for key in keys]
     elif isinstance(tree, list | tuple):
-        kind, keys, values = SEQUENCE, tuple(range(len(tree))), list(tree)
+        kind, values = SEQUENCE, list(tree)
+        keys = tuple(range(len(values)))
+    elif isinstance(tree, Record):
+        kind, keys, values = FIELDS, tuple(vars(tree)), list(vars(tree).values())
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         kind, keys = FIELDS, tuple(field.name for field in dataclasses.fields(tree))
         values = [getattr(tree, key) for key in keys]
     else:
         leaves.append(tree)
-        return Tree(LEAF)
-    return Tree(kind, type(tree), keys, tuple(_structure(value, leaves) for value in values))
+        return _LEAF
+    return Tree(kind, type(tree), keys, tuple([_structure(value, leaves) for value in values]))
 
 
 def join(prefix: str, name: object) -> str:

@@ -1,10 +1,10 @@
-"""The named face of the ufuncs: the step for people who hold their own buffers."""
+"""The ufuncs with names for their operands: the step for people who hold their own buffers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
-from rmsprop_native import _core
+from rmsprop_native import _ufuncs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Face(Protocol[P, R_co]):
+class NamedUfunc(Protocol[P, R_co]):
     """A function over a ufunc, which is its attribute."""
 
     ufunc: np.ufunc
@@ -27,26 +27,30 @@ class Face(Protocol[P, R_co]):
         ...
 
 
-def _face(function: Callable[P, R_co]) -> Face[P, R_co]:
-    face = cast("Face[P, R_co]", function)
-    face.ufunc = getattr(_core, function.__name__)
-    return face
+def _named(function: Callable[P, R_co]) -> NamedUfunc[P, R_co]:
+    named = cast("NamedUfunc[P, R_co]", function)
+    named.ufunc = getattr(_ufuncs, function.__name__)
+    return named
 
 
 def _call(ufunc: np.ufunc, operands: tuple[Any, ...], out: Any, where: Any, kwargs: dict[str, Any]) -> Any:
     if out is not None:
         if not isinstance(out, tuple) or len(out) != ufunc.nout:
             raise TypeError(f"out must be a tuple of {ufunc.nout} arrays or None, one an output of {ufunc.__name__}")
-        if where is True and not kwargs and _core.step_in_place(ufunc, operands, out):
+        if where is True and not kwargs and _ufuncs.step_in_place(ufunc, operands, out):
             return out
-        _core.check_outputs(out)
+        found = _ufuncs.overlapping(out)
+        if found is not None:
+            first, second = found
+            how = "are the same array" if out[first] is out[second] else "overlap in memory"
+            raise ValueError(f"output {first} and output {second} {how}")
         kwargs["out"] = out
     if where is not True:
         kwargs["where"] = where
     return ufunc(*operands, **kwargs)
 
 
-@_face
+@_named
 def rmsprop(
     param: Any,
     grad: Any,
@@ -106,10 +110,10 @@ def rmsprop(
     >>> rms.rmsprop.ufunc.nin, rms.rmsprop.ufunc.nout
     (7, 2)
     """
-    return _call(_core.rmsprop, (param, grad, square_avg, lr, rho, eps, eps_inside), out, where, kwargs)
+    return _call(_ufuncs.rmsprop, (param, grad, square_avg, lr, rho, eps, eps_inside), out, where, kwargs)
 
 
-@_face
+@_named
 def rmsprop_momentum(
     param: Any,
     grad: Any,
@@ -159,10 +163,10 @@ def rmsprop_momentum(
     (array([-0.25]), array([1.]), array([2.5]))
     """
     operands = (param, grad, square_avg, momentum_buffer, lr, rho, momentum, eps, eps_inside)
-    return _call(_core.rmsprop_momentum, operands, out, where, kwargs)
+    return _call(_ufuncs.rmsprop_momentum, operands, out, where, kwargs)
 
 
-@_face
+@_named
 def rmsprop_centered(
     param: Any,
     grad: Any,
@@ -211,11 +215,11 @@ def rmsprop_centered(
     (array([0.64644661]), array([6.]), array([1.]))
     """
     return _call(
-        _core.rmsprop_centered, (param, grad, square_avg, grad_avg, lr, rho, eps, eps_inside), out, where, kwargs
+        _ufuncs.rmsprop_centered, (param, grad, square_avg, grad_avg, lr, rho, eps, eps_inside), out, where, kwargs
     )
 
 
-@_face
+@_named
 def rmsprop_centered_momentum(
     param: Any,
     grad: Any,
@@ -266,4 +270,4 @@ def rmsprop_centered_momentum(
     (array([0.5]), array([6.]), array([1.]), array([1.]))
     """
     operands = (param, grad, square_avg, momentum_buffer, grad_avg, lr, rho, momentum, eps, eps_inside)
-    return _call(_core.rmsprop_centered_momentum, operands, out, where, kwargs)
+    return _call(_ufuncs.rmsprop_centered_momentum, operands, out, where, kwargs)

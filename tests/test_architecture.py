@@ -1,4 +1,4 @@
-"""The house: floors are kept, public names are documented, the docstrings' examples run, one formula exists."""
+"""The architecture: imports go down, one home for the library and the formula, public names are documented."""
 
 from __future__ import annotations
 
@@ -20,26 +20,32 @@ PACKAGE = Path(rms.__file__).parent
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 
-# Imports go strictly downwards. The last floor imports none of the others and no compiled code.
-FLOORS = (
+# Imports go strictly downwards. The levels from `reference` on import no compiled code; every module above may import
+# these.
+LEVELS = (
     ("__init__",),
     ("optimizer",),
-    ("functional", "runtime", "ufuncs"),
+    ("functional", "ufuncs", "runtime"),
     ("state",),
-    ("_core",),
-    ("arrays", "options", "tree", "reference"),
+    ("_plan", "_ufuncs"),
+    ("_leaves", "_core"),
+    ("reference",),
+    ("presets", "coefficients", "overrides", "buffers"),
+    ("options", "arrays", "tree"),
 )
-LEVEL = {module: level for level, modules in enumerate(FLOORS) for module in modules}
+LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
+COMPILED = ("_core", "_leaves", "_plan", "_ufuncs")
+PURE = [module for module in LEVEL if LEVEL[module] >= LEVEL["reference"]]
 
 
 def imports(path):
     """The modules of the package that a file imports when it runs, so not under TYPE_CHECKING."""
     text = path.read_text()
     if path.suffix == ".pyx":
-        found = re.findall(
-            r"^\s*from rmsprop_native\.(\w+) c?import|^\s*import rmsprop_native\.(\w+)", text, re.MULTILINE
-        )
-        return {a or b for a, b in found}
+        found = set(re.findall(r"^\s*from rmsprop_native\.(\w+) c?import", text, re.MULTILINE))
+        for names in re.findall(r"^\s*from rmsprop_native c?import (.+)$", text, re.MULTILINE):
+            found |= {name.split(" as ")[0].strip() for name in names.split(",")}
+        return found - {"rmsp"}
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
@@ -53,7 +59,7 @@ def imports(path):
     return found
 
 
-def test_every_module_has_a_floor():
+def test_every_module_has_a_level():
     modules = {path.stem for path in (SOURCE / "rmsprop_native").iterdir() if path.suffix in (".py", ".pyx")}
     assert modules == set(LEVEL)
 
@@ -65,36 +71,54 @@ def test_imports_go_down(module):
         assert LEVEL[other] > LEVEL[module], f"{module} imports {other}"
 
 
-def test_only_core_touches_c():
-    """One module cimports the C library; the C library does not know Python."""
-    modules = [p for p in (SOURCE / "rmsprop_native").iterdir() if p.suffix in (".py", ".pyx")]
-    assert [p.name for p in modules if re.search(r"\bcimport rmsp\b|import ctypes|cffi", p.read_text())] == [
-        "_core.pyx"
-    ]
+@pytest.mark.parametrize("module", COMPILED)
+def test_the_plan_knows_no_state(module):
+    """_core and the modules over it are given arrays and numbers; they name no attribute of State."""
+    text = (SOURCE / "rmsprop_native" / f"{module}.pyx").read_text()
+    code = re.sub(r'""".*?"""|#.*?$', "", text, flags=re.DOTALL | re.MULTILINE)
+    attributes = {name for name in rms.State.__slots__ if name.startswith("_")} | {
+        "_copy",
+        "_take_over",
+        "_tree",
+        "_paths",
+    }
+    assert not re.findall(rf"\.({'|'.join(attributes)})\b", code)
+
+
+def test_one_home_for_the_library():
+    """One module links the C library, which does not know Python; the others call it through that one's .pxd."""
+    symbols = {}
+    for module in COMPILED:
+        (path,) = PACKAGE.glob(f"{module}.*.so")
+        lines = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines()
+        symbols[module] = {line.split()[-1] for line in lines}
+    library = {name for name in symbols["_core"] if re.match(r"rmsp_(bind|step|run|share|isa_use)$", name)}
+    assert len(library) == 5
+    for module in set(COMPILED) - {"_core"}:
+        assert not library & symbols[module]
     for path in (SOURCE / "c").iterdir():
         assert "Python.h" not in path.read_text()
         assert path.read_text().startswith(f"/* {path.name}: ")
 
 
-def test_the_ground_floor_needs_no_compiled_code():
-    code = f"""
-import sys, types
-package = types.ModuleType("rmsprop_native"); package.__path__ = [{str(PACKAGE)!r}]
-sys.modules["rmsprop_native"] = package
-import rmsprop_native.arrays, rmsprop_native.options, rmsprop_native.tree, rmsprop_native.reference
-assert not any(name == "rmsprop_native._core" for name in sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_no_call_upward():
+    """The C library calls nothing but itself, libc, libm, the threads of the system and OpenMP's count of them."""
+    (path,) = PACKAGE.glob("_core.*.so")
+    undefined = subprocess.run(
+        ["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True
+    ).stdout
+    assert not re.search(r"\b(malloc|calloc|realloc|free|printf|fopen|qsort)(@|$)", undefined, re.MULTILINE)
 
 
 def test_one_loop_body():
     """The root of the denominator is written once in C, and once in the specification."""
     text = "".join(p.read_text() for p in (SOURCE / "c").iterdir())
     assert len(re.findall(r"\bSQRT\(", text)) == 1
-    assert len(re.findall(r"\bsqrtf?\(", text)) == 0
+    step = (SOURCE / "c" / "rmsp_step.c").read_text()  # of norms
+    assert len(re.findall(r"\bsqrtf?\(", text)) == len(re.findall(r"\bsqrt\(", step)) == 2
 
 
-@pytest.mark.parametrize("module", [m for m in LEVEL if m != "_core"])
+@pytest.mark.parametrize("module", [m for m in LEVEL if m not in COMPILED])
 def test_docstring_examples_run(module):
     name = "rmsprop_native" if module == "__init__" else f"rmsprop_native.{module}"
     result = doctest.testmod(importlib.import_module(name))

@@ -1,0 +1,14 @@
+# The walk over a tree in C.
+from cpython.object cimport PyObject
+
+
+cdef class Node:
+    cdef int kind
+    cdef Py_ssize_t count
+    cdef tuple keys, children
+    cdef bint flat
+    cdef PyObject **key
+    cdef PyObject **child
+
+
+cdef bint borrow(Node node, PyObject *tree, PyObject **into, size_t *filled) noexcept

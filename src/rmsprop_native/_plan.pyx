@@ -1,0 +1,677 @@
+# cython: language_level=3
+"""The plan of a step: leaves collected, described to the compiled library, bound and stepped.
+
+a) A step takes the claim on its state as its first act and releases it as its last: whatever runs meanwhile, the
+   finalizer of an object or a container's own code, finds the state taken.
+b) Leaves are borrowed only while no Python code can run: the usual containers are walked in C, and a small step keeps
+   the GIL to its last write. Where Python code runs, or the GIL is released, the plan holds references. No memory is
+   allocated to take them, since that could run finalizers.
+c) From the first descriptor to the last write no Python code runs. A descriptor is made by the source of its object:
+   `describe_numpy`; another one has its place in `describe`.
+d) Which arrays may be stepped is decided by rmsp_bind alone; arrays.py puts its reasons into words. The short way,
+   rmsp_bind_again, is a part of it that is inlined here.
+e) A plan names no state: it is given coefficients, and says when it needs others.
+"""
+
+import numpy as np
+
+cimport cython
+cimport numpy as cnp
+from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uintptr_t
+
+from rmsprop_native cimport rmsp as c
+from rmsprop_native cimport _core
+from rmsprop_native._leaves cimport Node, borrow
+
+from rmsprop_native.arrays import RowGrad, merge_rows, refusal, title
+from rmsprop_native.tree import LEAF
+
+cnp.import_array()
+
+cdef extern from "Python.h":
+    bint PyFloat_Check(object o) noexcept
+    bint PyType_IsSubtype(PyTypeObject *one, PyTypeObject *other) noexcept
+    bint PyList_CheckExact(object o) noexcept
+    Py_ssize_t PyList_GET_SIZE(object o) noexcept
+    PyObject **PySequence_Fast_ITEMS(object o) noexcept
+    PyObject *PyImport_GetModuleDict() noexcept
+    PyObject *PyDict_GetItemString(PyObject *d, const char *key) noexcept
+    PyObject *PyModule_GetDict(PyObject *module) noexcept
+    bint PyModule_Check(PyObject *o) noexcept
+    bint PyDict_Check(PyObject *o) noexcept
+    bint PyType_Check(PyObject *o) noexcept
+    PyTypeObject PyTuple_Type, PyList_Type
+
+# The arrays of a state, in the order of the enum that begins with RMSP_PARAM, RMSP_GRAD.
+BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
+
+cdef tuple ARRAYS = ("parameter", "gradient", *BUFFERS)
+cdef dict MOMENTUM = {
+    "none": c.RMSP_MOMENTUM_NONE, "classic": c.RMSP_MOMENTUM_CLASSIC, "nesterov": c.RMSP_MOMENTUM_NESTEROV
+}
+cdef enum:
+    COEFFICIENT_COUNT = 12
+
+if sizeof(c.rmsp_coef) != COEFFICIENT_COUNT * sizeof(double):
+    raise SystemError("rmsp_coef has other coefficients")
+
+cdef dict NONFINITE = {"propagate": c.RMSP_PROPAGATE, "skip": c.RMSP_SKIP, "raise": c.RMSP_REPORT}
+
+
+# ---- sources: from objects to descriptors ----
+
+cdef PyTypeObject *NDARRAY = <PyTypeObject *>np.ndarray
+cdef PyTypeObject *ROW_GRAD = <PyTypeObject *>RowGrad
+cdef enum:
+    TYPE_NUMS = 32
+
+# For each of NumPy's type numbers the type of the library, or -1.
+cdef int type_of_num[TYPE_NUMS]
+
+
+cdef int fill_type_of_num() except -1:
+    cdef int num, dtype
+    cdef const c.rmsp_dtype_info *info
+    for num in range(TYPE_NUMS):
+        type_of_num[num] = -1
+    for dtype in range(c.RMSP_DTYPE_COUNT):
+        info = _core.dtype_info(dtype)
+        code = chr(info.code)
+        type_of_num[np.dtype(code).num] = dtype
+        type_of_num[np.dtype(code.upper()).num] = dtype | c.RMSP_PAIRS
+    return 0
+
+
+fill_type_of_num()
+
+
+cdef inline void describe_numpy(PyObject *o, c.rmsp_array *array) noexcept:
+    """An ndarray, by the fields of its C structure: a subclass cannot say anything else."""
+    cdef int num = cnp.PyArray_TYPE(<cnp.ndarray>o)
+    array.data = cnp.PyArray_DATA(<cnp.ndarray>o)
+    array.ndim = cnp.PyArray_NDIM(<cnp.ndarray>o)
+    array.shape = <const ptrdiff_t *>cnp.PyArray_DIMS(<cnp.ndarray>o)
+    array.strides = <const ptrdiff_t *>cnp.PyArray_STRIDES(<cnp.ndarray>o)
+    array.flags = cnp.PyArray_FLAGS(<cnp.ndarray>o)
+    array.rows = NULL
+    array.type = type_of_num[num] if 0 <= num < TYPE_NUMS else -1
+    array.problem = c.RMSP_OK
+    if array.type < 0:
+        array.problem = c.RMSP_UNSUPPORTED
+    elif not cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>o):
+        array.problem = c.RMSP_BYTE_ORDER
+        array.type = -1
+
+
+cdef bint is_masked(PyObject *o) noexcept:
+    """Whether an array is a masked one; numpy.ma is not imported for it."""
+    cdef PyObject *modules = PyImport_GetModuleDict()
+    cdef PyObject *found = PyDict_GetItemString(modules, "numpy.ma") if PyDict_Check(modules) else NULL
+    if found == NULL or not PyModule_Check(found):
+        return False
+    found = PyDict_GetItemString(PyModule_GetDict(found), "MaskedArray")
+    return found != NULL and PyType_Check(found) and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
+
+
+cdef void describe_unusual(PyObject *o, c.rmsp_array *array) noexcept:
+    if PyType_IsSubtype(Py_TYPE(<object>o), NDARRAY):
+        describe_numpy(o, array)
+        if is_masked(o):
+            array.problem = c.RMSP_MASKED
+            array.type = -1
+        return
+    array.problem = c.RMSP_ABSENT if o == <PyObject *>None else c.RMSP_NOT_AN_ARRAY
+    array.type = -1
+
+
+cdef inline void describe(PyObject *o, c.rmsp_array *array) noexcept:
+    if Py_TYPE(<object>o) == NDARRAY:
+        describe_numpy(o, array)
+    else:
+        describe_unusual(o, array)
+
+
+cdef inline bint is_row_grad(PyObject *o) noexcept:
+    return Py_TYPE(<object>o) == ROW_GRAD or PyType_IsSubtype(Py_TYPE(<object>o), ROW_GRAD)
+
+
+cdef inline bint bind_described(c.rmsp_plan *plan, size_t i, c.rmsp_array *param, c.rmsp_array *grad) noexcept:
+    cdef c.rmsp_slot *slot = &plan.slots[i]
+    cdef c.rmsp_again again = c.rmsp_bind_again(plan, &plan.leaves[i], slot, param, grad)
+    if again == c.RMSP_AGAIN_GAP:
+        if not _core.find_gap(plan, <uintptr_t>grad.data, <uintptr_t>grad.data + (slot.high - slot.low)):
+            return False
+        slot.clear = grad.data
+    return again != c.RMSP_AGAIN_NO
+
+
+cdef inline bint bind_ndarrays(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *grad) noexcept:
+    """The usual leaf: its descriptors stay in registers, since their addresses go nowhere."""
+    cdef c.rmsp_array p, g
+    describe_numpy(param, &p)
+    describe_numpy(grad, &g)
+    return bind_described(plan, i, &p, &g)
+
+
+cdef bint bind_others(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *grad) noexcept:
+    cdef c.rmsp_array p, g
+    describe(param, &p)
+    describe(grad, &g)
+    return bind_described(plan, i, &p, &g)
+
+
+def as_arrays(object structure, list leaves):
+    """The leaves as ndarrays proper, views where they are of a subclass.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is no array of a supported type; the message names it.
+    """
+    cdef c.rmsp_array array
+    cdef list arrays = []
+    for i, leaf in enumerate(leaves):
+        describe(<PyObject *>leaf, &array)
+        if array.problem != c.RMSP_OK:
+            name = title("parameter", tuple(structure.paths())[i])
+            raise refusal(_core.reason_name(array.problem).decode(), name, leaf)
+        arrays.append(leaf if type(leaf) is np.ndarray else np.ndarray.view(leaf, np.ndarray))
+    return arrays
+
+
+# ---- the plan ----
+
+@cython.final
+cdef class Plan:
+    """What is known of the arrays of one state, laid out for one call of the library a step.
+
+    Parameters
+    ----------
+    structure : Tree
+        Of the parameters.
+    claim : Claim
+        On the state.
+    models : sequence of numpy.ndarray
+        For each leaf an array of its shape and dtype; not kept.
+    buffers : dict of str to list of numpy.ndarray
+        By the names of BUFFERS, for each leaf an array of its shape and dtype that nobody else resizes or frees; those
+        of one leaf have the same strides, dense in some order of the axes.
+    memory : list of numpy.ndarray
+        The pieces of memory in which the buffers lie.
+    """
+    cdef c.rmsp_plan plan
+    cdef _core.Claim claim
+    cdef object structure
+    cdef Node root  # None where the parameters are a lone array
+    cdef list kept  # the buffers and their memory
+    cdef ptrdiff_t *shapes  # of all leaves, each followed by its strides
+    cdef c.rmsp_axis *axes
+    cdef double *sums
+    cdef c.rmsp_work whole  # where every leaf has a gradient of all elements
+    cdef c.rmsp_array *described  # room for the descriptors of all leaves: parameters, then gradients
+    cdef PyObject **leaves  # room for the leaves, likewise
+    cdef size_t held  # how many of them hold references
+    cdef list prepared  # the rows and values of gradients of rows, while they are stepped
+    cdef object groups  # the index of each leaf's group, as given last
+    cdef bint ready  # the coefficients are those of the next step, with these numbers:
+    cdef bint steady, has_lr
+    cdef double lr, grad_scale
+
+    def __init__(self, object structure, _core.Claim claim, object models, dict buffers, list memory):
+        cdef size_t i, n = structure.size
+        self.structure = structure
+        self.claim = claim
+        self.root = None if structure.kind == LEAF else Node(structure)
+        self.kept = [buffers, memory]
+        self.plan.leaf_count = n
+        self.plan.counts = &claim.counts
+        self.plan.leaves = <c.rmsp_leaf *>PyMem_Calloc(n, sizeof(c.rmsp_leaf))
+        self.plan.slots = <c.rmsp_slot *>PyMem_Calloc(n, sizeof(c.rmsp_slot))
+        self.plan.extras = <c.rmsp_extra *>PyMem_Calloc(n, sizeof(c.rmsp_extra))
+        self.plan.memory = <c.rmsp_range *>PyMem_Calloc(len(memory), sizeof(c.rmsp_range))
+        self.plan.ranges = <c.rmsp_range *>PyMem_Calloc(n + len(memory), sizeof(c.rmsp_range))
+        self.leaves = <PyObject **>PyMem_Calloc(2 * n, sizeof(PyObject *))
+        self.shapes = <ptrdiff_t *>PyMem_Calloc(2 * sum([model.ndim for model in models]), sizeof(ptrdiff_t))
+        if self.plan.leaves == NULL or self.plan.slots == NULL or self.plan.extras == NULL or self.leaves == NULL:
+            raise MemoryError()
+        if self.plan.memory == NULL or self.plan.ranges == NULL or self.shapes == NULL:
+            raise MemoryError()
+        for i, piece in enumerate(memory):
+            self.plan.memory[i].low = <uintptr_t>cnp.PyArray_DATA(<cnp.ndarray?>piece)
+            self.plan.memory[i].high = self.plan.memory[i].low + <size_t>cnp.PyArray_NBYTES(<cnp.ndarray?>piece)
+            self.plan.memory[i].leaf = <size_t>-1
+            self.plan.memory_count += 1
+        self._fill_slots(models, buffers)
+
+    def __dealloc__(self):
+        PyMem_Free(self.plan.leaves)
+        PyMem_Free(self.plan.slots)
+        PyMem_Free(self.plan.extras)
+        PyMem_Free(self.plan.memory)
+        PyMem_Free(self.plan.ranges)
+        PyMem_Free(self.plan.groups)
+        PyMem_Free(self.leaves)
+        PyMem_Free(self.shapes)
+        PyMem_Free(self.axes)
+        PyMem_Free(self.sums)
+        PyMem_Free(self.described)
+
+    cdef int _fill_slots(self, object models, dict buffers) except -1:
+        cdef size_t i
+        cdef int k, axis
+        cdef ptrdiff_t *shapes = self.shapes
+        cdef c.rmsp_array model, buffer
+        cdef c.rmsp_slot *slot
+        cdef void *data[c.RMSP_ARRAY_COUNT]
+        cdef list arrays = [buffers.get(name) for name in BUFFERS]
+        for i, array in enumerate(models):
+            describe(<PyObject *>array, &model)
+            slot = &self.plan.slots[i]
+            slot.type = model.type
+            slot.ndim = model.ndim
+            slot.n = 2 if model.type & c.RMSP_PAIRS else 1
+            slot.shape = shapes
+            slot.strides = shapes + model.ndim
+            for axis in range(model.ndim):
+                shapes[axis] = model.shape[axis]
+                slot.n *= <size_t>model.shape[axis]
+            for k in range(<int>c.RMSP_SQUARE_AVG, <int>c.RMSP_ARRAY_COUNT):
+                data[k] = NULL
+                of_name = arrays[k - <int>c.RMSP_SQUARE_AVG]
+                if of_name is None:
+                    continue
+                array = of_name[i]
+                describe(<PyObject *>array, &buffer)
+                if buffer.type != slot.type or buffer.ndim != slot.ndim or not buffer.flags & c.RMSP_WRITABLE:
+                    raise ValueError(f"{ARRAYS[k]} {i} is not an array like its parameter")
+                for axis in range(slot.ndim):
+                    if buffer.shape[axis] != slot.shape[axis]:
+                        raise ValueError(f"{ARRAYS[k]} {i} has another shape than its parameter")
+                    if k == c.RMSP_SQUARE_AVG:
+                        shapes[model.ndim + axis] = buffer.strides[axis]
+                    elif buffer.strides[axis] != slot.strides[axis]:
+                        raise ValueError(f"{ARRAYS[k]} {i} has other strides than its square_avg")
+                data[k] = buffer.data
+                if k < c.RMSP_STEP_ARRAYS:
+                    self.plan.leaves[i].array[k] = buffer.data
+            shapes += 2 * model.ndim
+            self.plan.extras[i].ema = data[<int>c.RMSP_EMA]
+            self.plan.extras[i].grad_sum = data[<int>c.RMSP_GRAD_SUM]
+            self.plan.leaves[i].n = slot.n
+            self.plan.leaves[i].dtype = slot.type & ~c.RMSP_PAIRS
+            # For the sum of the work any address does for the gradient.
+            self.plan.leaves[i].array[<int>c.RMSP_GRAD] = self.plan.leaves
+        self.whole = _core.plan_work(&self.plan)
+        return 0
+
+    # ---- numbers ----
+
+    def set_numbers(self, list groups, tuple leaf_groups, object options, object lr, double grad_scale, bint steady):
+        """Take the coefficients of the next step; the caller has the claim.
+
+        Parameters
+        ----------
+        groups : list of Group
+            The coefficients of each group of leaves.
+        leaf_groups : tuple of int
+            For each leaf the index of its group.
+        options : Options
+            For what holds for all leaves.
+        lr : float or None
+            What the call gave, and what a later call must give for the same coefficients.
+        grad_scale : float
+            Likewise.
+        steady : bool
+            Whether they hold for the steps after the next one too.
+        """
+        cdef size_t i
+        cdef int k
+        cdef c.rmsp_group *made = <c.rmsp_group *>PyMem_Calloc(len(groups), sizeof(c.rmsp_group))
+        if made == NULL:
+            raise MemoryError()
+        try:
+            for i, group in enumerate(groups):
+                made[i].momentum = MOMENTUM[group.variant.momentum]
+                made[i].centered, made[i].l2 = group.variant.centered, group.variant.l2
+                made[i].bias_correction, made[i].ema = group.bias_correction, group.ema
+                made[i].clip_norm = group.clip_norm
+                for k in range(COEFFICIENT_COUNT):
+                    (<double *>&made[i].coef)[k] = group.numbers[k]
+                if options.accumulate > 1:
+                    made[i].coef.grad_scale = 1.0 / options.accumulate  # the sum is scaled already
+                c.rmsp_group_refresh(&made[i])
+            self._set_rules(groups, options)
+        except BaseException:
+            PyMem_Free(made)
+            raise
+        self.ready = False
+        PyMem_Free(self.plan.groups)
+        self.plan.groups = made
+        self.plan.group_count = len(groups)
+        if leaf_groups is not self.groups:
+            self.groups = leaf_groups
+            for i in range(self.plan.leaf_count):
+                self.plan.leaves[i].group = leaf_groups[i]
+        self.has_lr = lr is not None
+        self.lr = lr if self.has_lr else 0.0
+        self.grad_scale = grad_scale
+        self.steady = steady
+        self.ready = True
+
+    cdef int _set_rules(self, list groups, object options) except -1:
+        """What holds for all leaves, by which a plan is bound in another way."""
+        cdef c.rmsp_rules rules
+        cdef size_t i, spans = 0
+        rules.accumulate = options.accumulate
+        rules.grad_scale = groups[0].numbers.grad_scale
+        rules.clip_global_norm = float("inf") if options.clip_global_norm is None else options.clip_global_norm
+        rules.nonfinite = NONFINITE[options.on_nonfinite]
+        rules.clips = options.clip_global_norm is not None or any(
+            [group.clip_norm < rules.clip_global_norm for group in groups]
+        )
+        rules.averages = options.ema is not None
+        if (rules.clips or rules.nonfinite != c.RMSP_PROPAGATE) and self.sums == NULL:
+            for i in range(self.plan.leaf_count):
+                spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
+            self.sums = <double *>PyMem_Calloc(spans, sizeof(double))
+            if self.sums == NULL:
+                raise MemoryError()
+            spans = 0
+            for i in range(self.plan.leaf_count):
+                self.plan.extras[i].span_sums = self.sums + spans
+                spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
+        if (
+            rules.accumulate != self.plan.rules.accumulate
+            or rules.clips != self.plan.rules.clips
+            or rules.nonfinite != self.plan.rules.nonfinite
+            or rules.averages != self.plan.rules.averages
+        ):
+            self.plan.bound = 0
+        self.plan.rules = rules
+        return 0
+
+    def forget_numbers(self):
+        """Ask for coefficients before the next step; the caller has the claim."""
+        self.ready = False
+
+    cdef inline bint _has_numbers(self, object lr, object grad_scale) noexcept:
+        """Whether the coefficients are those of the next step with these numbers, which are compared as floats only."""
+        if not self.ready or not PyFloat_Check(grad_scale) or PyFloat_AS_DOUBLE(grad_scale) != self.grad_scale:
+            return False
+        if lr is None:
+            return not self.has_lr
+        return self.has_lr and PyFloat_Check(lr) and PyFloat_AS_DOUBLE(lr) == self.lr
+
+    # ---- the step ----
+
+    def check(self, list params):
+        """Refuse parameters that no step could write.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is not one of the plan's shapes and dtypes, is read-only or misaligned, or two of them share
+            memory.
+        """
+        cdef size_t i
+        for i in range(self.plan.leaf_count):
+            self.leaves[i] = <PyObject *>params[i]
+        self._make_room()
+        for i in range(self.plan.leaf_count):
+            describe(self.leaves[i], &self.described[i])
+        self._bind_described(self.leaves, NULL)
+
+    def step(self, object params, object grads, object lr, object grad_scale):
+        """Check everything, then step every leaf that has a gradient, or accumulate or skip, and count it.
+
+        Parameters
+        ----------
+        params, grads : array or nested container of arrays
+            Of the structure of the plan; a gradient may be None or a RowGrad.
+        lr : float or None
+            In place of the state's, for this step.
+        grad_scale : float
+            Factor on the gradients.
+
+        Returns
+        -------
+        bool
+            False if nothing was done, because the plan needs coefficients for these numbers first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter or a gradient is refused. Nothing has been written then.
+        IndexError
+            If a RowGrad has a row that its parameter has not.
+        FloatingPointError
+            If a gradient is not finite and ``on_nonfinite="raise"``. Nothing has been written then either.
+        RuntimeError
+            If the claim is taken.
+        """
+        _core.take(self.claim)
+        if not self._has_numbers(lr, grad_scale):
+            _core.release(self.claim)
+            return False
+        try:
+            self._step(params, grads)
+        finally:
+            _core.release(self.claim)
+        return True
+
+    def step_claimed(self, object params, object grads):
+        """`step` for a caller who has the claim and has set the numbers."""
+        self._step(params, grads)
+
+    cdef int _step(self, object params, object grads) except -1:
+        cdef PyObject *only[2]
+        cdef PyObject **param = only
+        cdef PyObject **grad = only + 1
+        cdef c.rmsp_outcome outcome
+        cdef c.rmsp_found found
+        only[0] = <PyObject *>params
+        only[1] = <PyObject *>grads
+        try:
+            if self.root is not None and not self._borrow(only[0], only[1], &param, &grad):
+                self._collect(params, grads)
+                param, grad = self.leaves, self.leaves + self.plan.leaf_count
+            if not self.plan.bound or not self._bind_again(param, grad):
+                self._bind(&param, &grad)
+            if _core.is_large(self.plan.work.bytes):
+                self._hold(&param, &grad)
+                with nogil:
+                    outcome = _core.step(&self.plan, &found)
+            else:
+                outcome = _core.step(&self.plan, &found)
+        finally:
+            self.prepared = None
+            if self.held:
+                self._let_go()
+        if outcome == c.RMSP_STEPPED and not self.steady:
+            self.ready = False
+        elif outcome == c.RMSP_NONFINITE:
+            name = title("gradient", self._path(found.leaf))
+            raise FloatingPointError(f"{name} has {found.count} of {found.size} elements that are not finite")
+        return 0
+
+    cdef str _path(self, size_t i):
+        return tuple(self.structure.paths())[i]
+
+    # ---- leaves ----
+
+    cdef bint _borrow(self, PyObject *params, PyObject *grads, PyObject ***param, PyObject ***grad) noexcept:
+        """Find the leaves without running Python code, borrowed; False where that cannot be."""
+        cdef size_t filled = 0, n = self.plan.leaf_count
+        if self.root.flat and PyList_CheckExact(<object>params) and PyList_CheckExact(<object>grads):
+            if <size_t>PyList_GET_SIZE(<object>params) != n or <size_t>PyList_GET_SIZE(<object>grads) != n:
+                return False
+            param[0] = PySequence_Fast_ITEMS(<object>params)
+            grad[0] = PySequence_Fast_ITEMS(<object>grads)
+            return True
+        param[0] = self.leaves
+        grad[0] = self.leaves + n
+        if not borrow(self.root, params, self.leaves, &filled):
+            return False
+        return borrow(self.root, grads, self.leaves, &filled)
+
+    cdef int _collect(self, object params, object grads) except -1:
+        """Find the leaves by whatever code the containers have, with references."""
+        cdef size_t filled = 0, n = self.plan.leaf_count
+        cdef c.rmsp_array one, other
+        if borrow(self.root, <PyObject *>params, self.leaves, &filled):
+            self._take_references(n)
+        else:
+            # What is not one of the usual containers may give other arrays at each look, which nobody would see moved.
+            leaves = list(self.structure.leaves(params, "parameter"))
+            again = list(self.structure.leaves(params, "parameter"))
+            for i in range(n):
+                self.leaves[i] = <PyObject *>leaves[i]
+            self._take_references(n)
+            for i in range(n):
+                describe(self.leaves[i], &one)
+                describe(<PyObject *>again[i], &other)
+                if one.problem == c.RMSP_OK and other.problem == c.RMSP_OK and one.data != other.data:
+                    raise ValueError(
+                        f"{title('parameter', self._path(i))} is another array at each look into the container: "
+                        "a step would be lost; pass the arrays themselves"
+                    )
+        leaves = list(self.structure.leaves(grads))
+        for i in range(n):
+            self.leaves[n + i] = <PyObject *>leaves[i]
+        self._take_references(2 * n)
+        return 0
+
+    cdef void _take_references(self, size_t end) noexcept:
+        """Hold a reference to each of the leaves up to `end`."""
+        cdef size_t i
+        for i in range(self.held, end):
+            Py_INCREF(<object>self.leaves[i])
+        self.held = end
+
+    cdef void _hold(self, PyObject ***param, PyObject ***grad) noexcept:
+        """Hold references to all leaves, in a place of the plan's own."""
+        cdef size_t i, n = self.plan.leaf_count
+        if self.held:
+            return
+        if param[0] != self.leaves:
+            for i in range(n):
+                self.leaves[i] = param[0][i]
+                self.leaves[n + i] = grad[0][i]
+        self._take_references(2 * n)
+        param[0] = self.leaves
+        grad[0] = self.leaves + n
+
+    cdef int _let_go(self) except -1:
+        cdef size_t i, end = self.held
+        self.held = 0
+        for i in range(end):
+            Py_DECREF(<object>self.leaves[i])
+        return 0
+
+    # ---- binding ----
+
+    cdef inline bint _bind_again(self, PyObject **param, PyObject **grad) noexcept:
+        """Bind arrays like those of the last step; False where rmsp_bind must decide."""
+        cdef size_t i
+        cdef bint has_all = True
+        for i in range(self.plan.leaf_count):
+            if Py_TYPE(<object>param[i]) == NDARRAY and Py_TYPE(<object>grad[i]) == NDARRAY:
+                if not bind_ndarrays(&self.plan, i, param[i], grad[i]):
+                    return False
+            elif bind_others(&self.plan, i, param[i], grad[i]):
+                has_all &= self.plan.leaves[i].array[<int>c.RMSP_GRAD] != NULL
+            else:
+                return False
+        self.plan.work = self.whole if has_all else _core.plan_work(&self.plan)
+        return True
+
+    cdef int _make_room(self) except -1:
+        if self.described == NULL:
+            self.described = <c.rmsp_array *>PyMem_Calloc(2 * self.plan.leaf_count, sizeof(c.rmsp_array))
+            if self.described == NULL:
+                raise MemoryError()
+        return 0
+
+    cdef int _bind(self, PyObject ***param, PyObject ***grad) except -1:
+        """Bind any arrays, or raise."""
+        cdef size_t i, n = self.plan.leaf_count
+        cdef tuple pair
+        self._make_room()
+        for i in range(n):
+            if is_row_grad(grad[0][i]):
+                self._hold(param, grad)
+                if self.prepared is None:
+                    self.prepared = [None] * n
+                self.prepared[i] = self._prepare_rows(i, <object>grad[0][i])
+        for i in range(n):
+            describe(param[0][i], &self.described[i])
+            if self.prepared is None or self.prepared[i] is None:
+                describe(grad[0][i], &self.described[n + i])
+                continue
+            pair = <tuple>self.prepared[i]
+            describe(<PyObject *>pair[1], &self.described[n + i])
+            self.described[n + i].rows = <const ptrdiff_t *>cnp.PyArray_DATA(<cnp.ndarray>pair[0])
+            self.described[n + i].row_count = <size_t>cnp.PyArray_DIM(<cnp.ndarray>pair[0], 0)
+        return self._bind_described(param[0], grad[0])
+
+    cdef tuple _prepare_rows(self, size_t i, object grad):
+        """Rows of a gradient in an array that nobody else knows, and their values."""
+        cdef c.rmsp_slot *slot = &self.plan.slots[i]
+        rows, values = merge_rows(self._path(i), grad, tuple([slot.shape[axis] for axis in range(slot.ndim)]))
+        return <cnp.ndarray?>rows, values
+
+    cdef int _bind_described(self, PyObject **param, PyObject **grad) except -1:
+        cdef c.rmsp_refusal where
+        cdef c.rmsp_array *grads = NULL if grad == NULL else self.described + self.plan.leaf_count
+        cdef c.rmsp_reason reason = _core.bind(&self.plan, self.described, grads, &where)
+        if reason == c.RMSP_NEEDS_AXES:
+            self.axes = <c.rmsp_axis *>PyMem_Calloc(_core.axis_count(&self.plan), sizeof(c.rmsp_axis))
+            if self.axes == NULL:
+                raise MemoryError()
+            _core.use_axes(&self.plan, self.axes)
+            reason = _core.bind(&self.plan, self.described, grads, &where)
+        if reason != c.RMSP_OK:
+            self._refuse(reason, &where, param, grad)
+        return 0
+
+    cdef int _refuse(self, c.rmsp_reason reason, c.rmsp_refusal *where, PyObject **param, PyObject **grad) except -1:
+        """Raise what rmsp_bind found, in words."""
+        cdef c.rmsp_slot *slot = &self.plan.slots[where.leaf]
+        cdef size_t n = self.plan.leaf_count
+        array = <object>(param if where.array == c.RMSP_PARAM else grad)[where.leaf]
+        other_array = <object>param[where.other_leaf] if reason == c.RMSP_OVERLAP else None
+        if where.other_array != c.RMSP_PARAM:
+            other_array = None
+        shape = tuple([slot.shape[axis] for axis in range(slot.ndim)])
+        rows = self.described[n + where.leaf].row_count if where.array == c.RMSP_GRAD and is_row_grad(
+            grad[where.leaf]
+        ) else None
+        is_grad = where.array == c.RMSP_GRAD
+        paths = tuple(self.structure.paths())
+        other = None
+        if reason == c.RMSP_OVERLAP:
+            whose = is_grad and where.other_leaf == where.leaf
+            other = f"its {ARRAYS[where.other_array]}" if whose else title(
+                ARRAYS[where.other_array], paths[where.other_leaf]
+            )
+        raise refusal(
+            _core.reason_name(reason).decode(),
+            title("gradient" if is_grad else "parameter", paths[where.leaf]),
+            array,
+            shape=shape,
+            dtype=self._dtype(where.leaf),
+            owner="its parameter" if is_grad else "its square_avg",
+            rows=rows,
+            other=other,
+            is_other=other_array is array,
+        )
+
+    cdef object _dtype(self, size_t i):
+        cdef int type = self.plan.slots[i].type
+        code = chr(_core.dtype_info(type & ~c.RMSP_PAIRS).code)
+        return np.dtype(code.upper() if type & c.RMSP_PAIRS else code)

@@ -1,0 +1,202 @@
+# cython: language_level=3
+"""The ufuncs: registered with NumPy, and called past its machinery where a call is plain."""
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.object cimport PyTypeObject, Py_TYPE
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uintptr_t
+
+from rmsprop_native cimport rmsp as c
+from rmsprop_native cimport _core
+
+cnp.import_array()
+cnp.import_ufunc()
+
+cdef extern from "fenv.h" nogil:
+    int FE_DIVBYZERO, FE_OVERFLOW, FE_UNDERFLOW, FE_INVALID
+
+cdef PyTypeObject *NDARRAY = <PyTypeObject *>np.ndarray
+
+# The arrays and the hyper-parameters of each ufunc, in order; all arrays but the gradient are its outputs.
+UFUNCS = {
+    "rmsprop": (("param", "grad", "square_avg"), ("lr", "rho", "eps", "eps_inside")),
+    "rmsprop_momentum": (
+        ("param", "grad", "square_avg", "momentum_buffer"), ("lr", "rho", "momentum", "eps", "eps_inside")
+    ),
+    "rmsprop_centered": (("param", "grad", "square_avg", "grad_avg"), ("lr", "rho", "eps", "eps_inside")),
+    "rmsprop_centered_momentum": (
+        ("param", "grad", "square_avg", "momentum_buffer", "grad_avg"), ("lr", "rho", "momentum", "eps", "eps_inside")
+    ),
+}
+
+cdef enum:
+    UFUNC_COUNT = 4
+    MAX_DTYPES = 8  # checked by make_ufuncs
+    MAX_OPERANDS = 16
+
+# What NumPy keeps pointers to: for each ufunc a loop for each dtype of the library, with hyper-parameters in double.
+cdef cnp.PyUFuncGenericFunction ufunc_loops[MAX_DTYPES]
+cdef c.rmsp_ufunc ufunc_specs[UFUNC_COUNT][MAX_DTYPES]
+cdef void *ufunc_data[UFUNC_COUNT][MAX_DTYPES]
+cdef char ufunc_types[UFUNC_COUNT][MAX_DTYPES * MAX_OPERANDS]
+cdef bytes ufunc_names = b"".join(name.encode().ljust(32, b"\0") for name in UFUNCS)
+cdef int type_nums[MAX_DTYPES]
+
+
+cdef list make_ufuncs():
+    cdef int i, dtype
+    cdef list made = []
+    if c.RMSP_DTYPE_COUNT > MAX_DTYPES or len(UFUNCS) != UFUNC_COUNT:
+        raise SystemError("the tables of the ufuncs are too small")
+    for dtype in range(c.RMSP_DTYPE_COUNT):
+        ufunc_loops[dtype] = <cnp.PyUFuncGenericFunction>_core.ufunc_loop()
+        type_nums[dtype] = np.dtype(chr(_core.dtype_info(dtype).code)).num
+    for i, (arrays, numbers) in enumerate(UFUNCS.values()):
+        for dtype in range(c.RMSP_DTYPE_COUNT):
+            ufunc_specs[i][dtype].dtype = dtype
+            ufunc_specs[i][dtype].momentum = "momentum_buffer" in arrays
+            ufunc_specs[i][dtype].centered = "grad_avg" in arrays
+            ufunc_data[i][dtype] = &ufunc_specs[i][dtype]
+            types = [type_nums[dtype]] * len(arrays) + [cnp.NPY_FLOAT64] * len(numbers)
+            types += [type_nums[dtype]] * (len(arrays) - 1)
+            for place, number in enumerate(types):
+                ufunc_types[i][dtype * len(types) + place] = number
+        made.append(
+            cnp.PyUFunc_FromFuncAndData(
+                ufunc_loops, ufunc_data[i], ufunc_types[i], c.RMSP_DTYPE_COUNT, len(arrays) + len(numbers),
+                len(arrays) - 1, cnp.PyUFunc_None, <const char *>ufunc_names + 32 * i, NULL, 0
+            )
+        )
+    return made
+
+
+globals().update(zip(UFUNCS, make_ufuncs(), strict=True))
+
+
+cdef dict UFUNC_PLACES = {globals()[name]: place for place, name in enumerate(UFUNCS)}
+
+
+cdef int dtype_of(object array) noexcept:
+    """The dtype of the library that an ndarray has, or -1."""
+    cdef int dtype
+    for dtype in range(c.RMSP_DTYPE_COUNT):
+        if cnp.PyArray_TYPE(<cnp.ndarray>array) == type_nums[dtype]:
+            return dtype
+    return -1
+
+
+cdef bint describe(object o, c.rmsp_array *array) noexcept:
+    """Fill in what rmsp_arrays_overlap reads; False for what is no array of the library's dtypes."""
+    if not cnp.PyArray_Check(o):
+        return False
+    array.data = cnp.PyArray_DATA(<cnp.ndarray>o)
+    array.ndim = cnp.PyArray_NDIM(<cnp.ndarray>o)
+    array.shape = <const ptrdiff_t *>cnp.PyArray_DIMS(<cnp.ndarray>o)
+    array.strides = <const ptrdiff_t *>cnp.PyArray_STRIDES(<cnp.ndarray>o)
+    array.type = dtype_of(o)
+    return array.type >= 0
+
+
+def step_in_place(object ufunc, tuple operands, tuple out):
+    """What the ufunc would do, at a tenth of the cost of a call, where it is plain.
+
+    Parameters
+    ----------
+    ufunc : numpy.ufunc
+        One of ours.
+    operands, out : tuple
+        Its inputs and outputs.
+
+    Returns
+    -------
+    bool
+        False, with nothing done, unless the arrays are contiguous ndarrays of one shape and dtype, the outputs are the
+        inputs, and the numbers are Python floats: then the ufunc must be called.
+    """
+    cdef int place = UFUNC_PLACES[ufunc], dtype, raised, k, arg = 0, output = 0
+    cdef c.rmsp_ufunc *spec = &ufunc_specs[place][0]
+    cdef void *array[5]
+    cdef double numbers[5]
+    cdef object first = operands[0]
+    cdef int flags = cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED
+    cdef size_t size, n
+    if Py_TYPE(first) != NDARRAY:
+        return False
+    dtype = dtype_of(first)
+    if dtype < 0:
+        return False
+    size = cnp.PyArray_NBYTES(<cnp.ndarray>first)
+    n = cnp.PyArray_SIZE(<cnp.ndarray>first)
+    for k in range(5):
+        array[k] = NULL
+        if (k == c.RMSP_MOMENTUM_BUFFER and not spec.momentum) or (k == c.RMSP_GRAD_AVG and not spec.centered):
+            continue
+        operand = operands[arg]
+        arg += 1
+        if (
+            Py_TYPE(operand) != NDARRAY
+            or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>operand, flags)
+            or cnp.PyArray_TYPE(<cnp.ndarray>operand) != type_nums[dtype]
+            or not cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>operand)
+            or not cnp.PyArray_SAMESHAPE(<cnp.ndarray>operand, <cnp.ndarray>first)
+        ):
+            return False
+        array[k] = cnp.PyArray_DATA(<cnp.ndarray>operand)
+        if k != c.RMSP_GRAD:
+            if out[output] is not operand or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>operand, cnp.NPY_ARRAY_WRITEABLE):
+                return False
+            output += 1
+    for k in range(len(operands) - arg):
+        if type(operands[arg + k]) is not float:
+            return False
+        numbers[k] = operands[arg + k]
+    for k in range(5):
+        for arg in range(k):
+            # No array that is written may overlap another one, and only one of all is not written.
+            if array[arg] != NULL and array[k] != NULL and c.rmsp_ranges_overlap(
+                <uintptr_t>array[k], <uintptr_t>array[k] + size, <uintptr_t>array[arg], <uintptr_t>array[arg] + size
+            ):
+                return False
+    spec = &ufunc_specs[place][dtype]
+    if _core.is_large(size):
+        with nogil:
+            raised = _core.ufunc_in_place(spec, n, array, numbers)
+    else:
+        raised = _core.ufunc_in_place(spec, n, array, numbers)
+    if raised:
+        report(ufunc, raised, first.dtype)
+    return True
+
+
+cdef int report(object ufunc, int raised, object dtype) except -1:
+    """Have NumPy report floating-point exceptions in its own way (np.errstate), under the name of the ufunc: by a call
+    of it on a few numbers that raise the same ones. Nothing is carried from one call to another."""
+    info = np.finfo(dtype)
+    # The gradient and square_avg of a step with rho 1/2 that raises this exception and no other one.
+    raising = {
+        FE_DIVBYZERO: (1, -1),  # square_avg becomes 0
+        FE_OVERFLOW: (info.max, 1),
+        FE_UNDERFLOW: (info.tiny, 1),
+        FE_INVALID: (np.inf, np.inf),  # inf / inf
+    }
+    grads, squares = zip(*[numbers for flag, numbers in raising.items() if raised & flag])
+    grad, square_avg = np.array(grads, dtype), np.array(squares, dtype)
+    zeros = np.zeros_like(grad)
+    arrays, _ = UFUNCS[ufunc.__name__]
+    values = {"param": zeros, "grad": grad, "square_avg": square_avg, "momentum_buffer": zeros, "grad_avg": -grad}
+    numbers = {"lr": 1.0, "rho": 0.5, "momentum": 0.5, "eps": 0.0, "eps_inside": 0.0}
+    ufunc(*[values[name] for name in arrays], *[numbers[name] for name in UFUNCS[ufunc.__name__][1]])
+    return 0
+
+
+def overlapping(tuple out):
+    """The indices of two outputs that overlap each other, which NumPy does not notice; None if there are none."""
+    cdef Py_ssize_t i, j
+    cdef c.rmsp_array one, other
+    for i in range(1, len(out)):
+        for j in range(i):
+            if describe(out[i], &one) and describe(out[j], &other) and _core.arrays_overlap(&one, &other):
+                return j, i
+    return None
