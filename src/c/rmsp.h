@@ -246,6 +246,7 @@ typedef struct rmsp_leaf {
  * here, dense in some order of the axes. */
 typedef struct rmsp_slot {
     const ptrdiff_t *shape, *strides;
+    ptrdiff_t *param_strides; /* room for those of the parameter, which binding keeps there */
     int ndim;
     int type;
     size_t n; /* reals */

@@ -356,6 +356,10 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param,
     *moved |= low != slot->low || high != slot->high;
     slot->low = low;
     slot->high = high;
+    for (int axis = 0; axis < slot->ndim; axis++) {
+        *moved |= slot->param_strides[axis] != param->strides[axis];
+        slot->param_strides[axis] = param->strides[axis];
+    }
     return place_leaf(plan, i, param, grad);
 }
 

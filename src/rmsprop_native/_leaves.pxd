@@ -4,7 +4,8 @@ from cpython.object cimport PyObject
 
 cdef class Node:
     cdef int kind
-    cdef Py_ssize_t count
+    cdef Py_ssize_t count  # of children
+    cdef size_t size  # leaves below
     cdef tuple keys, children
     cdef bint flat
     cdef PyObject **key

@@ -49,8 +49,11 @@ cdef class Node:
         self.kind = tree.kind
         self.count = len(tree.children)
         self.keys = tree.keys
+        if len(self.keys) != self.count:
+            raise ValueError("a structure has other keys than children")
         self.flat = tree.kind == SEQUENCE and tree.flat
         self.children = tuple([None if child.kind == LEAF else Node(child) for child in tree.children])
+        self.size = sum([1 if child is None else (<Node>child).size for child in self.children])
         self.key = rmsp_tuple_items(<PyObject *>self.keys)
         self.child = rmsp_tuple_items(<PyObject *>self.children)
 

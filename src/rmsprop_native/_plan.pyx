@@ -209,7 +209,7 @@ cdef class Plan:
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
     cdef list kept  # the buffers and their memory
-    cdef ptrdiff_t *shapes  # of all leaves, each followed by its strides
+    cdef ptrdiff_t *shapes  # of all leaves, each followed by the strides of its state and of its parameter
     cdef c.rmsp_axis *axes
     cdef double *sums
     cdef c.rmsp_work whole  # where every leaf has a gradient of all elements
@@ -228,6 +228,8 @@ cdef class Plan:
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
         self.kept = [buffers, memory]
+        if len(models) != structure.size or (self.root is not None and self.root.size != n):
+            raise ValueError("the structure has other leaves than there are arrays")
         self.plan.leaf_count = n
         self.plan.counts = &claim.counts
         self.plan.leaves = <c.rmsp_leaf *>PyMem_Calloc(n, sizeof(c.rmsp_leaf))
@@ -236,7 +238,7 @@ cdef class Plan:
         self.plan.memory = <c.rmsp_range *>PyMem_Calloc(len(memory), sizeof(c.rmsp_range))
         self.plan.ranges = <c.rmsp_range *>PyMem_Calloc(n + len(memory), sizeof(c.rmsp_range))
         self.leaves = <PyObject **>PyMem_Calloc(2 * n, sizeof(PyObject *))
-        self.shapes = <ptrdiff_t *>PyMem_Calloc(2 * sum([model.ndim for model in models]), sizeof(ptrdiff_t))
+        self.shapes = <ptrdiff_t *>PyMem_Calloc(3 * sum([model.ndim for model in models]), sizeof(ptrdiff_t))
         if self.plan.leaves == NULL or self.plan.slots == NULL or self.plan.extras == NULL or self.leaves == NULL:
             raise MemoryError()
         if self.plan.memory == NULL or self.plan.ranges == NULL or self.shapes == NULL:
@@ -277,6 +279,7 @@ cdef class Plan:
             slot.n = 2 if model.type & c.RMSP_PAIRS else 1
             slot.shape = shapes
             slot.strides = shapes + model.ndim
+            slot.param_strides = shapes + 2 * model.ndim
             for axis in range(model.ndim):
                 shapes[axis] = model.shape[axis]
                 slot.n *= <size_t>model.shape[axis]
@@ -299,7 +302,7 @@ cdef class Plan:
                 data[k] = buffer.data
                 if k < c.RMSP_STEP_ARRAYS:
                     self.plan.leaves[i].array[k] = buffer.data
-            shapes += 2 * model.ndim
+            shapes += 3 * model.ndim
             self.plan.extras[i].ema = data[<int>c.RMSP_EMA]
             self.plan.extras[i].grad_sum = data[<int>c.RMSP_GRAD_SUM]
             self.plan.leaves[i].n = slot.n
@@ -642,23 +645,22 @@ cdef class Plan:
     cdef int _refuse(self, c.rmsp_reason reason, c.rmsp_refusal *where, PyObject **param, PyObject **grad) except -1:
         """Raise what rmsp_bind found, in words."""
         cdef c.rmsp_slot *slot = &self.plan.slots[where.leaf]
-        cdef size_t n = self.plan.leaf_count
-        array = <object>(param if where.array == c.RMSP_PARAM else grad)[where.leaf]
-        other_array = <object>param[where.other_leaf] if reason == c.RMSP_OVERLAP else None
-        if where.other_array != c.RMSP_PARAM:
-            other_array = None
-        shape = tuple([slot.shape[axis] for axis in range(slot.ndim)])
-        rows = self.described[n + where.leaf].row_count if where.array == c.RMSP_GRAD and is_row_grad(
-            grad[where.leaf]
+        cdef bint is_grad = where.array == c.RMSP_GRAD, overlaps = reason == c.RMSP_OVERLAP
+        # What is borrowed is held or looked at first: after it Python code may run.
+        cdef object array = <object>(grad if is_grad else param)[where.leaf]
+        cdef bint is_other = (
+            overlaps and where.other_array == c.RMSP_PARAM and param[where.other_leaf] == <PyObject *>array
+        )
+        rows = self.described[self.plan.leaf_count + where.leaf].row_count if is_grad and is_row_grad(
+            <PyObject *>array
         ) else None
-        is_grad = where.array == c.RMSP_GRAD
+        shape = tuple([slot.shape[axis] for axis in range(slot.ndim)])
         paths = tuple(self.structure.paths())
         other = None
-        if reason == c.RMSP_OVERLAP:
-            whose = is_grad and where.other_leaf == where.leaf
-            other = f"its {ARRAYS[where.other_array]}" if whose else title(
-                ARRAYS[where.other_array], paths[where.other_leaf]
-            )
+        if overlaps and is_grad and where.other_leaf == where.leaf:
+            other = f"its {ARRAYS[where.other_array]}"
+        elif overlaps:
+            other = title(ARRAYS[where.other_array], paths[where.other_leaf])
         raise refusal(
             _core.reason_name(reason).decode(),
             title("gradient" if is_grad else "parameter", paths[where.leaf]),
@@ -668,7 +670,7 @@ cdef class Plan:
             owner="its parameter" if is_grad else "its square_avg",
             rows=rows,
             other=other,
-            is_other=other_array is array,
+            is_other=is_other,
         )
 
     cdef object _dtype(self, size_t i):

@@ -114,6 +114,7 @@ cdef extern from "rmsp.h" nogil:
     ctypedef struct rmsp_slot:
         const ptrdiff_t *shape
         const ptrdiff_t *strides
+        ptrdiff_t *param_strides
         int ndim
         int type
         size_t n
