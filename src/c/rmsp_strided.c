@@ -102,7 +102,7 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
     const ptrdiff_t unit = (ptrdiff_t)size;
     const rmsp_axis *const inner = &layout->axes[layout->ndim - 1];
     const rmsp_axis *const outer = layout->ndim > 1 ? inner - 1 : inner; /* of one row nobody reads it */
-    double memory[RMSP_ARRAY_COUNT][RMSP_BLOCK];
+    double memory[RMSP_ARRAY_COUNT][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)];
     void *block[RMSP_ARRAY_COUNT];
     int copied[RMSP_ARRAY_COUNT];
     cursor begin, at;

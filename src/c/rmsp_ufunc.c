@@ -125,7 +125,7 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
     const rmsp_dtype dtype = ufunc->dtype;
     const size_t size = rmsp_dtypes[dtype].size;
     const rmsp_isa *const isa = rmsp_isa_table;
-    double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK];
+    double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)];
 
     for (size_t start = 0; start < n; start += RMSP_BLOCK) {
         const size_t count = n - start < RMSP_BLOCK ? n - start : RMSP_BLOCK;

@@ -70,24 +70,27 @@ cdef PyTypeObject *ROW_GRAD = <PyTypeObject *>RowGrad
 cdef enum:
     TYPE_NUMS = 32
 
-# For each of NumPy's type numbers the type of the library, or -1.
+# For each of NumPy's type numbers the type of the library, or -1; and the names of those it has.
 cdef int type_of_num[TYPE_NUMS]
+cdef str SUPPORTED
 
 
-cdef int fill_type_of_num() except -1:
+cdef str fill_type_of_num():
     cdef int num, dtype
     cdef const c.rmsp_dtype_info *info
+    cdef list names = []
     for num in range(TYPE_NUMS):
         type_of_num[num] = -1
     for dtype in range(c.RMSP_DTYPE_COUNT):
         info = _core.dtype_info(dtype)
-        code = chr(info.code)
-        type_of_num[np.dtype(code).num] = dtype
-        type_of_num[np.dtype(code.upper()).num] = dtype | c.RMSP_PAIRS
-    return 0
+        real, pair = np.dtype(chr(info.code)), np.dtype(chr(info.code).upper())
+        type_of_num[real.num] = dtype
+        type_of_num[pair.num] = dtype | c.RMSP_PAIRS
+        names += [real.name, pair.name]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-fill_type_of_num()
+SUPPORTED = fill_type_of_num()
 
 
 cdef inline void describe_numpy(PyObject *o, c.rmsp_array *array) noexcept:
@@ -179,7 +182,7 @@ def as_arrays(object structure, list leaves):
         describe(<PyObject *>leaf, &array)
         if array.problem != c.RMSP_OK:
             name = title("parameter", tuple(structure.paths())[i])
-            raise refusal(_core.reason_name(array.problem).decode(), name, leaf)
+            raise refusal(_core.reason_name(array.problem).decode(), name, leaf, supported=SUPPORTED)
         arrays.append(leaf if type(leaf) is np.ndarray else np.ndarray.view(leaf, np.ndarray))
     return arrays
 
@@ -671,6 +674,7 @@ cdef class Plan:
             rows=rows,
             other=other,
             is_other=is_other,
+            supported=SUPPORTED,
         )
 
     cdef object _dtype(self, size_t i):

@@ -117,6 +117,7 @@ def refusal(
     rows: int | None = None,
     other: str | None = None,
     is_other: bool = False,
+    supported: str = "",
 ) -> Exception:
     """The exception for an array that the compiled library refused.
 
@@ -138,6 +139,8 @@ def refusal(
         What the message calls the array that it overlaps.
     is_other : bool
         Whether that is the same object.
+    supported : str
+        The names of the dtypes that the library has.
 
     Returns
     -------
@@ -163,7 +166,7 @@ def refusal(
     accumulated += "are summed: give the rows of all batches at once"
     messages: dict[str, tuple[type[Exception], str]] = {
         "masked": (TypeError, "is a masked array; pass its .data or .filled(0)"),
-        "unsupported": (TypeError, f"has dtype {its_dtype}; supported are float32, float64, complex64 and complex128"),
+        "unsupported": (TypeError, f"has dtype {its_dtype}; supported are {supported}"),
         "byte_order": (TypeError, f"has byte order {its_dtype.str!r}; convert it with .astype('{its_dtype.name}')"),
         "misaligned": (ValueError, "is misaligned in memory; copy it with .copy()"),
         "null_data": (ValueError, "has elements and no memory"),

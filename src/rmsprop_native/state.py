@@ -63,6 +63,7 @@ class State:
         "_options",
         "_overrides",
         "_plan",
+        "_steady",
         "_structure",
     )
 
@@ -74,6 +75,7 @@ class State:
     _options: Options
     _overrides: dict[str, dict[str, Any]]
     _plan: Plan
+    _steady: bool  # whether no schedule asks for other coefficients at each step
     _structure: Tree
 
     def __init__(self) -> None:
@@ -174,7 +176,8 @@ class State:
                 raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
             groups, leaf_groups = group_leaves(options, self._overrides, self._paths())
             _form(groups, self._dtypes, None, 1.0, self.step)  # raises what the next step would
-            self._options, self._groups, self._leaf_groups = options, groups, leaf_groups
+            self._options = options
+            self._take_groups(groups, leaf_groups)
             self._plan.forget_numbers()
 
     def copy(self) -> Self:
@@ -248,6 +251,10 @@ class State:
                 array[...] = values
         self._claim.set_counts(step, skipped, accumulated, seen)
 
+    def _take_groups(self, groups: list[LeafOptions], leaf_groups: tuple[int, ...]) -> None:
+        self._groups, self._leaf_groups = groups, leaf_groups
+        self._steady = not any(callable(options.lr) for options, _ in groups)
+
     def _paths(self) -> list[str]:
         return list(self._structure.paths())
 
@@ -299,8 +306,7 @@ def set_numbers(state: State, lr: object, grad_scale: object) -> None:
         lr = resolve_lr(state._options, lr, 0)
     scale = check_number("grad_scale", grad_scale)
     formed = _form(state._groups, state._dtypes, lr, scale, state.step)
-    steady = not any(callable(options.lr) for options, _ in state._groups)
-    state._plan.set_numbers(formed, state._leaf_groups, state._options, lr, scale, steady)
+    state._plan.set_numbers(formed, state._leaf_groups, state._options, lr, scale, state._steady)
 
 
 def _fill(
@@ -316,7 +322,7 @@ def _fill(
     state._structure = structure
     state._options = options
     state._overrides = check_overrides(overrides)
-    state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
+    state._take_groups(*group_leaves(options, state._overrides, paths))
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
     made = {name: allocate(name, models) for name in options.buffers}
     state._buffers = {name: arrays for name, (arrays, _) in made.items()}
