@@ -25,7 +25,7 @@ static inline size_t reals_of(int type) { return type & RMSP_PAIRS ? 2 : 1; }
 
 static inline size_t item_size(const rmsp_array *array) { return real_size(array->type) * reals_of(array->type); }
 
-static inline ptrdiff_t magnitude(ptrdiff_t stride) { return stride < 0 ? -stride : stride; }
+static inline uintptr_t magnitude(ptrdiff_t stride) { return stride < 0 ? -(uintptr_t)stride : (uintptr_t)stride; }
 
 static int is_empty(const rmsp_array *array)
 {
@@ -117,10 +117,10 @@ int rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other)
     intptr_t distance = (intptr_t)(low - other_low);
     for (int axis = 0; axis < one->ndim; axis++) {
         const uintptr_t last = (uintptr_t)one->shape[axis] - 1;
-        if (last > 0 && one->strides[axis] != 0) add_term(&search, (uintptr_t)magnitude(one->strides[axis]), last);
+        if (last > 0 && one->strides[axis] != 0) add_term(&search, magnitude(one->strides[axis]), last);
     }
     for (int axis = 0; axis < other->ndim; axis++) {
-        const uintptr_t last = (uintptr_t)other->shape[axis] - 1, stride = (uintptr_t)magnitude(other->strides[axis]);
+        const uintptr_t last = (uintptr_t)other->shape[axis] - 1, stride = magnitude(other->strides[axis]);
         if (last == 0 || stride == 0) continue;
         add_term(&search, stride, last);
         distance -= (intptr_t)(stride * last);
@@ -152,7 +152,7 @@ static int overlaps_itself(const rmsp_array *array)
     slowest_first(array->ndim, array->strides, order);
     for (int k = array->ndim - 1; k >= 0; k--) {
         const uintptr_t length = (uintptr_t)array->shape[order[k]];
-        const uintptr_t stride = (uintptr_t)magnitude(array->strides[order[k]]);
+        const uintptr_t stride = magnitude(array->strides[order[k]]);
         if (length == 1) continue;
         if (stride < span) return 1;
         span += stride * (length - 1);
