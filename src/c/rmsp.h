@@ -396,11 +396,14 @@ void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work);
 
 /* The rmsp_work.bytes up to which a plan stays on one thread, and of which each further thread needs as many; with 0
  * all threads do their share, however little there is to do, for tests. And the elements of a span. */
-extern size_t rmsp_grain;
+size_t rmsp_grain(void);
+void rmsp_set_grain(size_t bytes);
 #define RMSP_SPAN ((size_t)1 << 12)
 
 /* The threads that large work may use: the limit if one is set, not 0, else what OpenMP gives now (OMP_NUM_THREADS,
- * threadpoolctl), or 1 without OpenMP. 1 where the system has no POSIX threads. */
+ * threadpoolctl), or 1 without OpenMP. 1 where the system has no POSIX threads. Of these, no more run than the caller's
+ * affinity mask has cores. Until rmsp_threads_init, called once before the process forks, the caller works alone. */
+void rmsp_threads_init(void);
 int rmsp_thread_count(void);
 void rmsp_set_thread_limit(int limit);
 int rmsp_has_threads(void);

@@ -1,6 +1,7 @@
 /* rmsp_dispatch.c: chooses a table of kernels once, at import; a caller may choose another. */
 #include <string.h>
 
+#include "rmsp_atomic.h"
 #include "rmsp_isa.h"
 
 #if defined(_MSC_VER) && (defined(RMSP_HAVE_AVX2) || defined(RMSP_HAVE_AVX512))
@@ -31,7 +32,7 @@ static int cpu_bits(int reg, unsigned bits, unsigned long long saved)
 #define MAX_ISAS 3
 static const rmsp_isa *available[MAX_ISAS] = {&rmsp_isa_baseline}; /* best first */
 static int available_count = 1;
-const rmsp_isa *rmsp_isa_table = &rmsp_isa_baseline;
+static int active; /* an index of `available` */
 
 void rmsp_isa_init(void)
 {
@@ -47,21 +48,23 @@ void rmsp_isa_init(void)
     if (HAS_AVX512 && !fast_avx512) available[count++] = &rmsp_isa_avx512;
 #endif
     available[count++] = &rmsp_isa_baseline;
-    rmsp_isa_table = available[0];
     available_count = count;
+    rmsp_store_int(&active, 0);
 }
 
 int rmsp_isa_count(void) { return available_count; }
 
 const char *rmsp_isa_name(int index) { return available[index]->name; }
 
-const char *rmsp_isa_active(void) { return rmsp_isa_table->name; }
+const rmsp_isa *rmsp_isa_active_table(void) { return available[rmsp_load_int(&active)]; }
+
+const char *rmsp_isa_active(void) { return rmsp_isa_active_table()->name; }
 
 int rmsp_isa_use(const char *name)
 {
     for (int i = 0; i < available_count; i++) {
         if (strcmp(available[i]->name, name) == 0) {
-            rmsp_isa_table = available[i];
+            rmsp_store_int(&active, i);
             return 0;
         }
     }

@@ -16,8 +16,8 @@ typedef struct rmsp_isa {
     rmsp_nonfinite_fn *nonfinite[RMSP_DTYPE_COUNT];
 } rmsp_isa;
 
-/* The table in use. */
-extern const rmsp_isa *rmsp_isa_table;
+/* The table in use; another thread may change it at any time, so a run reads it once. */
+const rmsp_isa *rmsp_isa_active_table(void);
 
 extern const rmsp_isa rmsp_isa_baseline;
 #ifdef RMSP_HAVE_AVX2

@@ -3,22 +3,24 @@
  * a) A span is at most RMSP_SPAN elements of one leaf, counted from the leaf's start: whatever the number of
  *    threads, the same spans are run, so that anything computed span by span has the same bits. Where nothing is, as
  *    in a plain step, those of a chunk are run as one.
- * b) A chunk owns the spans that start within so many of all elements: many small leaves and one large leaf are
- *    divided alike. rmsp_threads.c says who runs it.
+ * b) A span of a chunk is RMSP_SPAN of all elements, and the chunk owns the leaves' spans that start there: many small
+ *    leaves and one large leaf are divided alike. rmsp_threads.c decides who runs it.
  */
 #include <string.h>
 
+#include "rmsp_atomic.h"
 #include "rmsp_isa.h"
 #include "rmsp_threads.h"
 
 /* 2 us of work on one core, in cache. */
-size_t rmsp_grain = (size_t)32 << 10;
+static size_t grain = (size_t)32 << 10;
+
+size_t rmsp_grain(void) { return rmsp_load_size(&grain); }
+
+void rmsp_set_grain(size_t bytes) { rmsp_store_size(&grain, bytes); }
 
 /* 75 us: where it has paid to wake a thread that the system has put to rest. */
 #define WAKE_GRAIN ((size_t)1 << 20)
-
-/* Of a thread's share: the smaller, the evener the end; the larger, the less often the leaves are counted. */
-#define CHUNKS_A_THREAD 32
 
 static inline size_t item_size(const rmsp_leaf *leaf) { return rmsp_dtypes[leaf->dtype].size; }
 
@@ -31,7 +33,7 @@ typedef struct run_context {
     rmsp_op op;
     double scale;
     int copies; /* whether averaged weights are the weights themselves, as after the first step */
-    size_t total, chunk;
+    size_t total;
 } run_context;
 
 /* ---- what an operation does to a contiguous block of a leaf that has extras ---- */
@@ -194,31 +196,24 @@ static void run_share(const run_context *run, size_t begin, size_t end)
     }
 }
 
-static void run_chunk(void *context, size_t i)
+static void run_chunk(void *context, size_t begin, size_t end)
 {
     const run_context *const run = context;
-    const size_t begin = i * run->chunk;
-    run_share(run, begin, run->total - begin < run->chunk ? run->total : begin + run->chunk);
+    run_share(run, begin * RMSP_SPAN, end * RMSP_SPAN < run->total ? end * RMSP_SPAN : run->total);
 }
 
 void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work)
 {
     const int copies = plan->counts != NULL && plan->counts->steps == 0;
-    run_context run = {plan, rmsp_isa_table, op, scale, copies, work.elements, 0};
-    if (work.bytes <= rmsp_grain) {
-        run_share(&run, 0, work.elements);
-        return;
-    }
-    const size_t most = (size_t)rmsp_thread_count();
+    run_context run = {plan, rmsp_isa_active_table(), op, scale, copies, work.elements};
+    const size_t bytes = rmsp_grain();
+    const size_t most = work.bytes <= bytes ? 1 : (size_t)rmsp_thread_count();
     if (most == 1) {
         run_share(&run, 0, work.elements);
         return;
     }
-    const size_t wanted = rmsp_grain == 0 ? most : 1 + work.bytes / rmsp_grain;
+    const size_t wanted = bytes == 0 ? most : 1 + work.bytes / bytes, wake = work.bytes / WAKE_GRAIN;
     const size_t threads = wanted < most ? wanted : most;
-    const size_t wake = work.bytes / WAKE_GRAIN;
-    const size_t spans = (work.elements + RMSP_SPAN - 1) / RMSP_SPAN, pieces = threads * CHUNKS_A_THREAD;
-    run.chunk = (spans + pieces - 1) / pieces * RMSP_SPAN;
-    rmsp_share((work.elements + run.chunk - 1) / run.chunk, (int)threads,
-               rmsp_grain == 0 ? RMSP_WAKE_ALL : (int)(wake < threads ? wake : threads), run_chunk, &run);
+    rmsp_share((work.elements + RMSP_SPAN - 1) / RMSP_SPAN, (int)threads,
+               bytes == 0 ? RMSP_WAKE_ALL : (int)(wake < threads ? wake : threads), run_chunk, &run);
 }

@@ -1,6 +1,7 @@
 /* rmsp_step.c: the transaction: non-finite gradients? accumulate, norms, clip, step, averages, counts.
  *
- * a) All that can stop a step comes before the first write; what follows cannot fail. The counts are written last.
+ * a) All that can stop a step comes before the first write; what follows cannot fail. The counts are written last, as
+ *    atomics, since other threads may read them at any time.
  * b) Sums of squares are those of spans, added in the order of the spans and, for a common norm, of the leaves, so that
  *    they do not depend on threads.
  * c) A finite gradient's sum of squares can overflow, in float64 from 1e154 on. It is taken again then of numbers that
@@ -9,6 +10,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "rmsp_atomic.h"
 #include "rmsp_isa.h"
 
 /* Brings every finite sum of squares of doubles into range, and is exact. */
@@ -37,7 +39,7 @@ static rmsp_found count_nonfinite(const rmsp_plan *plan, size_t i)
     const size_t reals = plan->slots[i].type & RMSP_PAIRS ? 2 : 1;
     const size_t n = leaf->n * (extra->rows.index != NULL ? extra->rows.count : 1);
     void *in[RMSP_ARRAY_COUNT] = {NULL}, *out[RMSP_ARRAY_COUNT] = {NULL};
-    count_context context = {rmsp_isa_table->nonfinite[leaf->dtype], reals, 0};
+    count_context context = {rmsp_isa_active_table()->nonfinite[leaf->dtype], reals, 0};
     in[RMSP_GRAD] = leaf->array[RMSP_GRAD];
     if (extra->grad_order.ndim == 0) {
         count_block(n, in, &context);
@@ -157,13 +159,14 @@ rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found)
 
     if (rules->nonfinite != RMSP_PROPAGATE && finds_nonfinite(plan, found)) {
         if (rules->nonfinite == RMSP_REPORT) return RMSP_NONFINITE;
-        counts->skipped++;
+        rmsp_store_int64(&counts->skipped, counts->skipped + 1);
         return RMSP_SKIPPED;
     }
     if (rules->accumulate > 1) {
         rmsp_run(plan, RMSP_ACCUMULATE, rules->grad_scale, work);
         for (size_t i = 0; i < plan->leaf_count; i++) counts->seen[i] |= has_grad(&plan->leaves[i]);
-        if (++counts->accumulated < rules->accumulate) return RMSP_ACCUMULATED;
+        rmsp_store_int64(&counts->accumulated, counts->accumulated + 1);
+        if (counts->accumulated < rules->accumulate) return RMSP_ACCUMULATED;
         work = take_sums(plan);
     }
     for (size_t g = 0; g < plan->group_count; g++) {
@@ -176,8 +179,8 @@ rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found)
     rmsp_run(plan, RMSP_STEP, 1, work);
     if (rules->accumulate > 1) {
         clear_sums(plan);
-        counts->accumulated = 0;
+        rmsp_store_int64(&counts->accumulated, 0);
     }
-    counts->steps++;
+    rmsp_store_int64(&counts->steps, counts->steps + 1);
     return RMSP_STEPPED;
 }

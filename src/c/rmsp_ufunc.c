@@ -6,7 +6,6 @@
  * b) In place on contiguous arrays nothing is gathered: the arrays are a plan of one leaf, stepped like any other.
  * c) Hyper-parameters may change from element to element. A run of equal ones is stepped at once.
  */
-#include <fenv.h>
 #include <math.h>
 #include <string.h>
 
@@ -124,7 +123,7 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
 {
     const rmsp_dtype dtype = ufunc->dtype;
     const size_t size = rmsp_dtypes[dtype].size;
-    const rmsp_isa *const isa = rmsp_isa_table;
+    const rmsp_isa *const isa = rmsp_isa_active_table();
     double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)];
 
     for (size_t start = 0; start < n; start += RMSP_BLOCK) {

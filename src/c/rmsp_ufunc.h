@@ -2,9 +2,8 @@
 #ifndef RMSP_UFUNC_H
 #define RMSP_UFUNC_H
 
-#include <fenv.h>
-
 #include "rmsp.h"
+#include "rmsp_fenv.h"
 
 /* Which step a loop takes. */
 typedef struct rmsp_ufunc {

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 from rmsprop_native cimport rmsp as c
 
 c.rmsp_isa_init()
+c.rmsp_threads_init()
 
 
 # ---- the library, for other modules ----
@@ -56,7 +57,7 @@ cdef c.rmsp_outcome step(c.rmsp_plan *plan, c.rmsp_found *found) noexcept nogil:
 
 cdef bint is_large(size_t nbytes) noexcept nogil:
     """Whether so many bytes of gradients are worth releasing the GIL."""
-    return nbytes > c.rmsp_grain
+    return nbytes > c.rmsp_grain()
 
 
 cdef int ufunc_in_place(const c.rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers) noexcept nogil:
@@ -113,17 +114,17 @@ cdef class Claim:
     @property
     def steps(self):
         """Steps taken."""
-        return self.counts.steps
+        return c.rmsp_load_int64(&self.counts.steps)
 
     @property
     def skipped(self):
         """Calls that did nothing because a gradient was not finite."""
-        return self.counts.skipped
+        return c.rmsp_load_int64(&self.counts.skipped)
 
     @property
     def accumulated(self):
         """Calls since the last step."""
-        return self.counts.accumulated
+        return c.rmsp_load_int64(&self.counts.accumulated)
 
     @property
     def seen(self):
@@ -134,7 +135,9 @@ cdef class Claim:
         """Set the counts; the caller has the claim, or is the only one who knows of it."""
         if len(seen) != self.leaf_count:
             raise ValueError(f"there are {self.leaf_count} leaves, not {len(seen)}")
-        self.counts.steps, self.counts.skipped, self.counts.accumulated = steps, skipped, accumulated
+        c.rmsp_store_int64(&self.counts.steps, steps)
+        c.rmsp_store_int64(&self.counts.skipped, skipped)
+        c.rmsp_store_int64(&self.counts.accumulated, accumulated)
         memcpy(self.counts.seen, <const char *>seen, self.leaf_count)
 
 
@@ -157,12 +160,12 @@ def has_threads():
 
 def grain():
     """Bytes of gradients up to which a step stays on one thread."""
-    return c.rmsp_grain
+    return c.rmsp_grain()
 
 
 def set_grain(size_t n):
     """Set `grain`; for tests and measurements."""
-    c.rmsp_grain = n
+    c.rmsp_set_grain(n)
 
 
 def isas():

@@ -15,6 +15,8 @@ cdef extern from "rmsp_dtype.h" nogil:
 cdef extern from "rmsp_atomic.h" nogil:
     bint rmsp_try_lock(int *flag) noexcept
     void rmsp_unlock(int *flag) noexcept
+    int64_t rmsp_load_int64(const int64_t *p) noexcept
+    void rmsp_store_int64(int64_t *p, int64_t value) noexcept
 
 
 cdef extern from "rmsp.h" nogil:
@@ -200,8 +202,10 @@ cdef extern from "rmsp.h" nogil:
         size_t size
 
     rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found) noexcept
-    size_t rmsp_grain
+    size_t rmsp_grain() noexcept
+    void rmsp_set_grain(size_t bytes) noexcept
     const size_t RMSP_SPAN
+    void rmsp_threads_init() noexcept
     int rmsp_thread_count() noexcept
     void rmsp_set_thread_limit(int limit) noexcept
     int rmsp_has_threads() noexcept
