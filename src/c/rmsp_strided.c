@@ -110,7 +110,7 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
     for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
         const int direct = in[k] != NULL && (out[k] == NULL || out[k] == in[k]) && is_dense(layout, k, size);
         copied[k] = in[k] != NULL && !direct;
-        block[k] = direct ? (char *)in[k] + start * size : in[k] == NULL ? NULL : memory[k];
+        block[k] = direct ? (char *)in[k] + start * size : in[k] == NULL ? NULL : (char *)memory[k];
     }
     cursor_seek(&begin, layout, start);
     while (count > 0) {
