@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
+from hypothesis import strategies as st
 
 from rmsprop_native import _core
 from rmsprop_native.options import Options
@@ -39,8 +41,41 @@ NUMBERS = {
     "rho_0": {"rho": 0.0},
 }
 
-# Bytes of a vector register.
-ISAS = {name: {"baseline": 16, "avx2": 32, "avx512": 64}[name] for name in _core.isas()}
+# Numbers of threads; the tests that need workers carry the marker `threads`.
+THREADS = [1, pytest.param(2, marks=pytest.mark.threads)]
+
+
+def _every_second(array):
+    if array.ndim == 0:
+        return array.copy()
+    wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+    wide[..., ::2] = array
+    return wide[..., ::2]
+
+
+def _last_axis_slowest(array):
+    return np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1) if array.ndim else array.copy()
+
+
+def _part_of_wider_rows(array):
+    if array.ndim == 0:
+        return array.copy()
+    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, 3)])[..., : array.shape[-1]]
+
+
+# What makes an array of the same values in another layout.
+LAYOUTS = {
+    "C": lambda array: array.copy(),
+    "F": lambda array: np.array(array, order="F"),
+    "every second": _every_second,
+    "reversed": lambda array: np.asarray(np.flip(np.flip(array).copy())),
+    "last axis slowest": _last_axis_slowest,
+    "part of wider rows": _part_of_wider_rows,
+}
+
+# Bytes of a vector register, for every instruction set; and for those of this machine.
+VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
+ISAS = {name: VECTOR_BYTES[name] for name in _core.isas()}
 
 
 def sizes(isa: str, dtype: np.dtype) -> dict[str, int]:
@@ -67,6 +102,38 @@ def hard_numbers(rng: np.random.Generator, shape: int | tuple[int, ...], dtype: 
     numbers = np.where(rng.random(shape) < 0.1, rng.choice(special, shape), numbers)
     with np.errstate(all="ignore"):
         return numbers.astype(dtype)
+
+
+@st.composite
+def option_sets(draw, *, schedules=False):
+    """Options that do not contradict each other; with `schedules`, lr may be a function."""
+    rates = [0.0, 0.03, 1.0, lambda taken: 0.1 / (1 + taken)]
+    options = draw(
+        st.fixed_dictionaries(
+            {"lr": st.sampled_from(rates if schedules else rates[:3])},
+            optional={
+                "rho": st.sampled_from([0.0, 0.5, 0.99]),
+                "eps": st.sampled_from([1e-10, 1e-3]),
+                "eps_inside_sqrt": st.booleans(),
+                "momentum": st.sampled_from([0.5, 0.9]),
+                "lr_in_momentum": st.booleans(),
+                "centered": st.booleans(),
+                "weight_decay": st.sampled_from([0.01, 0.5]),
+                "decoupled_weight_decay": st.booleans(),
+                "maximize": st.booleans(),
+                "accumulate": st.integers(1, 3),
+                "ema": st.sampled_from([0.0, 0.9]),
+                "on_nonfinite": st.sampled_from(["propagate", "skip"]),
+            },
+        )
+    )
+    if "momentum" in options:
+        options["nesterov"] = draw(st.booleans())
+    options |= draw(st.sampled_from([{}, {"bias_correction": True}, {"initial_square_avg": 1.0}]))
+    options |= draw(
+        st.sampled_from([{}, {"clip_value": 0.5}, {"clip_norm": 0.5}, {"clip_global_norm": 0.5}, {"clip_norm": 1e30}])
+    )
+    return options
 
 
 def options_of(*parts: dict) -> Options:

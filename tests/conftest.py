@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -79,3 +85,51 @@ def stepped_alike(options, params, grads, *, steps=2, overrides=None, **per_call
         reference.update_(ref_params, grads, ref_state, **per_call)
         check_alike(params, state, ref_params, ref_state)
     return state
+
+
+def small_tree(rng, dtype=np.float32):
+    """Parameters, or gradients, of one layer."""
+    return {"layer1": {"w": rng.standard_normal((4, 3)).astype(dtype), "b": rng.standard_normal(3).astype(dtype)}}
+
+
+def written_by(params, state):
+    """A copy of all that a step may write."""
+    trees = [params, *(getattr(state, name) for name in TREES)]
+    counts = state.step, state.skipped, state.accumulated
+    return [np.array(leaf) for tree in trees for leaf in flatten(tree)[0]], counts
+
+
+def refused(error, match, params, grads, state, **per_call):
+    """Check that a step raises `error`, and has written nothing."""
+    before, counts = written_by(params, state)
+    with pytest.raises(error, match=match):
+        rms.update_(params, grads, state, **per_call)
+    after, counts_after = written_by(params, state)
+    assert counts == counts_after
+    assert all(same_bits(a, b) for a, b in zip(before, after, strict=True))
+
+
+def run_together(*functions):
+    """Call each function in a thread of its own, all at the same time; raise what the first of them raised."""
+    barrier = threading.Barrier(len(functions))
+
+    def call(function):
+        barrier.wait()
+        function()
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        calls = [pool.submit(call, function) for function in functions]
+    for done in calls:
+        done.result()
+
+
+def run_python(code, *arguments, **environment):
+    """What a new Python process prints that runs `code`; it must end well, and within a minute."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()

@@ -1,4 +1,4 @@
-"""The architecture: imports go down, one home for the library and the formula, public names are documented."""
+"""The architecture: imports go down, the library and the formula exist once, tests mirror src, public names are documented."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import rmsprop_native as rms
@@ -59,6 +58,28 @@ def imports(path):
     return found
 
 
+# Source files whose tests are in a file of another name, or that have none, each with the reason.
+TESTED_ELSEWHERE = {
+    "__init__": ("architecture", "it only exports names"),
+    "py": ("architecture", "py.typed is empty"),
+    "rmsp": ("architecture", "rmsp.h and rmsp.pxd declare what the other files define"),
+    "atomic": ("core", "the claim is its one user"),
+    "isa": ("dispatch", "it declares the tables that rmsp_dispatch.c chooses from"),
+    "kernel": ("kernels", "rmsp_kernels.c instantiates it"),
+    "ufunc": ("ufuncs", "ufuncs.py is how a user reaches it"),
+}
+
+
+def test_every_source_file_has_its_test_file():
+    """X.py, _X.pyx and rmsp_X.c are tested by tests/test_X.py; and there is no other test file than for a source file."""
+    files = [path for folder in ("c", "rmsprop_native") for path in (SOURCE / folder).iterdir() if path.is_file()]
+    sources = {path.name.partition(".")[0].removeprefix("rmsp_") for path in files}
+    expected = {TESTED_ELSEWHERE.get(name, (name.removeprefix("_"),))[0] for name in sources}
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert expected | {"architecture", "examples"} == tested
+    assert set(TESTED_ELSEWHERE) <= sources
+
+
 def test_every_module_has_a_level():
     modules = {path.stem for path in (SOURCE / "rmsprop_native").iterdir() if path.suffix in (".py", ".pyx")}
     assert modules == set(LEVEL)
@@ -85,7 +106,7 @@ def test_the_plan_knows_no_state(module):
     assert not re.findall(rf"\.({'|'.join(attributes)})\b", code)
 
 
-def test_one_home_for_the_library():
+def test_one_module_links_the_library():
     """One module links the C library, which does not know Python; the others call it through that one's .pxd."""
     symbols = {}
     for module in COMPILED:
@@ -102,7 +123,7 @@ def test_one_home_for_the_library():
 
 
 def test_no_call_upward():
-    """The C library calls nothing but itself, libc, libm, the threads of the system and OpenMP's count of them."""
+    """The C library does not allocate, print or open anything."""
     (path,) = PACKAGE.glob("_core.*.so")
     undefined = subprocess.run(
         ["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True
@@ -172,10 +193,3 @@ print(sorted(new))
 """
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
     assert re.fullmatch(r"\['_cython_[\d_]+', 'cython_runtime', 'rmsprop_native'\]", out), out
-
-
-def test_numpy_errstate_is_not_touched():
-    with np.errstate(all="raise"):
-        param = np.zeros(3, np.float32)
-        rms.update_(param, np.full(3, 1e30, np.float32), rms.init(param))
-    assert np.isfinite(param).all()

@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from cases import DTYPES, ISAS, NUMBERS, VARIANTS, hard_numbers, options_of, sizes
+from cases import DTYPES, ISAS, NUMBERS, THREADS, VARIANTS, hard_numbers, options_of, sizes
 from conftest import stepped_alike
 
 import rmsprop_native as rms
@@ -29,7 +29,7 @@ def at_offset(values, offset):
     return array
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("grad_scale", [1.0, 0.75], ids=["neutral", "scaled"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,26 +54,6 @@ def test_bits_of_every_number(isa, dtype, variant, number, rng):
     options = options_of(VARIANTS[variant], NUMBERS[number])
     params, grads = ([hard_numbers(rng, n, DTYPES[dtype]) for n in (67, 1)] for _ in range(2))
     stepped_alike(options, params, grads, steps=4)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("per_call", [{"lr": 0.5}, {"grad_scale": 1 / 1024}, {"lr": 0.0, "grad_scale": -1.5}])
-def test_bits_of_per_call_numbers(dtype, per_call, rng):
-    params, grads = ([hard_numbers(rng, n, DTYPES[dtype]) for n in (67, 1)] for _ in range(2))
-    stepped_alike(options_of(VARIANTS["momentum_centered_l2"]), params, grads, steps=4, **per_call)
-
-
-@pytest.mark.parametrize("variant", ["plain", "nesterov_centered_l2"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_divide_any_tree_alike(dtype, variant, rng):
-    lengths = [5, 3 * _core.SPAN + 5, 0, 1, _core.SPAN, 17, 2 * _core.SPAN - 1]
-    params = [hard_numbers(rng, n, DTYPES[dtype]) for n in lengths]
-    grads = [hard_numbers(rng, n, DTYPES[dtype]) for n in lengths]
-    grads[4] = None
-    _core.set_grain(0)
-    for threads in (1, 2, 3, 7):
-        rms.set_num_threads(threads)
-        stepped_alike(options_of(VARIANTS[variant]), [p.copy() for p in params], grads)
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 15])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import option_sets
 from conftest import same_bits, stepped_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -437,32 +438,9 @@ def test_coefficients_are_the_reference_s_own():
     assert not attributes & {"coefficients", "variant", "buffers"}
 
 
-@st.composite
-def option_grid(draw):
-    """Options that do not contradict each other, most of them given."""
-    options = {
-        "lr": draw(st.sampled_from([0.0, 0.03, 1.0, lambda taken: 0.1 / (1 + taken)])),
-        "rho": draw(st.sampled_from([0.0, 0.5, 0.99])),
-        "eps": draw(st.sampled_from([1e-10, 1e-3])),
-        "eps_inside_sqrt": draw(st.booleans()),
-        "momentum": draw(st.sampled_from([0.0, 0.5])),
-        "lr_in_momentum": draw(st.booleans()),
-        "centered": draw(st.booleans()),
-        "weight_decay": draw(st.sampled_from([0.0, 0.01])),
-        "decoupled_weight_decay": draw(st.booleans()),
-        "maximize": draw(st.booleans()),
-        "accumulate": draw(st.integers(1, 3)),
-        "ema": draw(st.sampled_from([None, 0.9])),
-    }
-    options["nesterov"] = options["momentum"] != 0 and draw(st.booleans())
-    options |= draw(st.sampled_from([{}, {"bias_correction": True}, {"initial_square_avg": 1.0}]))
-    options |= draw(st.sampled_from([{}, {"clip_value": 0.5}, {"clip_norm": 0.5}, {"clip_global_norm": 0.5}]))
-    return options
-
-
 @settings(max_examples=200, deadline=None)
 @given(
-    options=option_grid(),
+    options=option_sets(schedules=True),
     overrides=st.dictionaries(
         st.sampled_from(["0", "1", "2", "[01]", "*"]),
         st.fixed_dictionaries(

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import threadpoolctl
+from conftest import run_python
 
 import rmsprop_native as rms
 from rmsprop_native import _core
-
-
-def test_isa_names():
-    assert rms.isa() == _core.isas()[0]
-    assert set(_core.isas()) <= {"baseline", "avx2", "avx512"}
-    for name in _core.isas():
-        rms.use_isa(name)
-        assert rms.isa() == name
 
 
 @pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
@@ -34,16 +23,10 @@ def test_bad_number_of_threads(n, error):
         rms.set_num_threads(n)
 
 
-def run(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 @pytest.mark.skipif(not _core.has_threads(), reason="no POSIX threads here")
-def test_threads_follow_openmp_unless_told():
+def test_threads_follow_openmp_unless_set():
     code = "import rmsprop_native as rms; print(rms.num_threads())"
-    assert run(code, OMP_NUM_THREADS="3") == "3"
+    assert run_python(code, OMP_NUM_THREADS="3") == "3"
     rms.set_num_threads(2)
     assert rms.num_threads() == 2
     rms.set_num_threads(None)

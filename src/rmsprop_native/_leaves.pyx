@@ -25,13 +25,13 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     #define rmsp_tuple_items(t) (&PyTuple_GET_ITEM(t, 0))
-    /* A tuple, or a namedtuple: of a class that looks at its items as tuple does. */
+    /* A tuple, or a namedtuple: a class that does not override how tuple looks its items up. __getitem__ fills
+       mp_subscript; sq_item differs in every subclass written in Python. */
     static inline int rmsp_is_plain_tuple(PyObject *o)
     {
         const PyTypeObject *const type = Py_TYPE(o);
         return PyTuple_Check(o) && type->tp_iter == PyTuple_Type.tp_iter &&
-               type->tp_as_sequence->sq_item == PyTuple_Type.tp_as_sequence->sq_item &&
-               type->tp_as_sequence->sq_length == PyTuple_Type.tp_as_sequence->sq_length &&
+                   type->tp_as_sequence->sq_length == PyTuple_Type.tp_as_sequence->sq_length &&
                type->tp_as_mapping->mp_subscript == PyTuple_Type.tp_as_mapping->mp_subscript;
     }
     """

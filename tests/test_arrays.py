@@ -1,0 +1,244 @@
+"""Gradients of rows, and the words for every reason to refuse an array."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import refused, same_bits, small_tree
+
+import rmsprop_native as rms
+from rmsprop_native import reference
+from rmsprop_native.arrays import merge_rows, refusal, title
+
+# ---- parameters ----
+
+
+BAD_PARAMETERS = {
+    "float16": (np.zeros(3, np.float16), TypeError, "has dtype float16"),
+    "longdouble": (np.zeros(3, np.longdouble), TypeError, "has dtype"),
+    "int": (np.zeros(3, int), TypeError, "has dtype int64"),
+    "masked": (np.ma.zeros(3), TypeError, "is a masked array"),
+    "scalar": (1.0, TypeError, "is a float, not a numpy.ndarray"),
+    "string": ("w", TypeError, "is a str"),
+    "stride 0": (np.lib.stride_tricks.as_strided(np.zeros(1), (3,), (0,)), ValueError, "share memory"),
+    "windows": (np.lib.stride_tricks.as_strided(np.zeros(9), (3, 3), (8, 8)), ValueError, "share memory"),
+    "byte order": (np.zeros(3, np.dtype("f4").newbyteorder()), TypeError, "byte order"),
+    "misaligned": (np.zeros(13, np.uint8)[1:].view(np.float32), ValueError, "is misaligned"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARAMETERS)
+def test_bad_parameter_is_refused(name):
+    array, error, match = BAD_PARAMETERS[name]
+    with pytest.raises(error, match=rf"parameter 'net\.1' .*{match}"):
+        rms.init({"net": [np.zeros(2), array]})
+    with pytest.raises(error, match=f"the parameter .*{match}"):
+        rms.init(array)
+
+
+# ---- gradients ----
+
+
+# Each spoils the last gradient, so that an update made leaf by leaf would have written the first ones.
+BAD_GRADIENTS = {
+    "dtype": (lambda g: g.astype(np.float64), TypeError, r"gradient 'layer1\.b' has dtype float64, .* float32"),
+    "int": (lambda g: g.astype(int), TypeError, r"gradient 'layer1\.b' has dtype int64"),
+    "object": (lambda g: g.astype(object), TypeError, r"gradient 'layer1\.b' has dtype object"),
+    "float16": (lambda g: g.astype(np.float16), TypeError, r"gradient 'layer1\.b' has dtype float16"),
+    "masked": (np.ma.masked_array, TypeError, r"gradient 'layer1\.b' is a masked array"),
+    "list": (list, TypeError, r"gradient 'layer1\.b' is a list"),
+    "float": (lambda g: 1.0, TypeError, r"gradient 'layer1\.b' is a float"),
+    "shape": (lambda g: np.zeros(16, g.dtype), ValueError, r"gradient 'layer1\.b' has shape \(16,\), its .* \(3,\)"),
+    "broadcastable": (lambda g: g[:1], ValueError, r"has shape \(1,\), its parameter has \(3,\)"),
+    "ndim": (lambda g: g[None], ValueError, r"has shape \(1, 3\), its parameter has \(3,\)"),
+    "byte order": (
+        lambda g: g.astype(g.dtype.newbyteorder()), TypeError, r"gradient 'layer1\.b' has byte order .*astype\('float32'\)"
+    ),
+    "misaligned": (
+        lambda g: np.frombuffer(b"\0" + g.tobytes(), np.uint8)[1:].view(g.dtype), ValueError, r"'layer1\.b' is misaligned"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", BAD_GRADIENTS)
+def test_bad_gradient_writes_nothing(spoil, rng):
+    params, grads = small_tree(rng), small_tree(rng)
+    change, error, match = BAD_GRADIENTS[spoil]
+    state = rms.init(params, momentum=0.9, centered=True)
+    rms.update_(params, grads, state)
+    grads["layer1"]["b"] = change(grads["layer1"]["b"])
+    refused(error, match, params, grads, state)
+
+
+# ---- every reason ----
+
+HEADER = (Path(__file__).parent.parent / "src" / "c" / "rmsp.h").read_text()
+REASONS = re.findall(r"\bX\(\w+, (\w+)\)", re.search(r"#define RMSP_REASONS\(X\)(.*?)#define", HEADER, re.DOTALL)[1])
+
+ONES = np.ones(3)
+READ_ONLY = np.ones(3)
+READ_ONLY.flags.writeable = False
+SHARED = np.ones(3)
+MISALIGNED = np.zeros(25, np.uint8)[1:].view(np.float64)
+
+# For each reason that an array can have: parameters and gradients, options, and what is said.
+SAID = {
+    "absent": ([None], [ONES], {}, TypeError, "parameter '0' is a NoneType, not a numpy.ndarray"),
+    "not_an_array": ([ONES.copy()], [[1, 2, 3]], {}, TypeError, "gradient '0' is a list, not a numpy.ndarray"),
+    "masked": (
+        [ONES.copy()], [np.ma.ones(3)], {}, TypeError, r"gradient '0' is a masked array; pass its .data or .filled\(0\)"
+    ),
+    "unsupported": (
+        [ONES.copy()], [ONES > 0], {}, TypeError, "gradient '0' has dtype bool; supported are float32, float64, complex64 and"
+    ),
+    "byte_order": (
+        [ONES.copy()], [ONES.astype(ONES.dtype.newbyteorder())], {}, TypeError,
+        r"gradient '0' has byte order '[<>]f8'; convert it with .astype\('float64'\)",
+    ),
+    "misaligned": ([ONES.copy()], [MISALIGNED], {}, ValueError, r"gradient '0' is misaligned in memory; copy it with .copy\(\)"),
+    "other_dtype": (
+        [ONES.copy()], [ONES.astype("f4")], {}, TypeError, "gradient '0' has dtype float32, its parameter has float64"
+    ),
+    "other_shape": (
+        [ONES.copy()], [np.ones(4)], {}, ValueError, r"gradient '0' has shape \(4,\), its parameter has \(3,\)"
+    ),
+    "read_only": ([READ_ONLY], [ONES], {}, ValueError, "parameter '0' is read-only"),
+    "self_overlap": (
+        [np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))], [ONES], {}, ValueError,
+        r"parameter '0' has strides \(0,\): some of its elements share memory; copy it with .copy\(\)",
+    ),
+    "overlap": ([SHARED], [SHARED[::-1]], {}, ValueError, "gradient '0' overlaps its parameter in memory, which the step writes"),
+    "rows_accumulated": (
+        [ONES.copy()], [rms.RowGrad([0], np.ones(1))], {"accumulate": 2}, ValueError,
+        "gradient '0' is a RowGrad, which cannot be accumulated: rows left out would be decayed",
+    ),
+}  # fmt: skip
+
+# Reasons that no array from Python has.
+NOT_SAID = {
+    "ok": "it is none",
+    "null_data": "NumPy makes no array with elements and without memory",
+    "row_outside": "merge_rows refuses the row first, with its value",
+    "row_order": "merge_rows sorts the rows",
+    "rows_strided": "merge_rows makes the values contiguous",
+    "needs_axes": "it is a request, not a refusal",
+}
+
+
+def test_every_reason_is_said_or_has_no_words():
+    assert sorted(REASONS) == sorted([*SAID, *NOT_SAID])
+
+
+@pytest.mark.parametrize("reason", SAID)
+def test_words_of_every_reason(reason):
+    params, grads, options, error, match = SAID[reason]
+    state = rms.init([ONES.copy()], **options)
+    with pytest.raises(error, match=f"^{match}"):
+        rms.update_(params, grads, state)
+    assert state.step == 0
+
+
+def test_a_lone_leaf_has_no_path():
+    assert (title("gradient", "a.b"), title("gradient", "")) == ("gradient 'a.b'", "the gradient")
+    error = refusal("other_shape", "the gradient", ONES, shape=(2,), owner="its parameter")
+    assert str(error) == "the gradient has shape (3,), its parameter has (2,)"
+
+
+def test_words_do_not_believe_a_subclass():
+    """Shape and dtype in a message are those of the ndarray, whatever a subclass says of itself."""
+
+    class Lying(np.ndarray):
+        shape = property(lambda self: (7,))
+        dtype = property(lambda self: np.dtype(int))
+
+    param = np.zeros(3)
+    with pytest.raises(ValueError, match=r"the gradient has shape \(4,\), its parameter has \(3,\)"):
+        rms.update_(param, np.zeros(4).view(Lying), rms.init(param))
+
+
+# ---- rows ----
+
+
+BAD_ROWS = {
+    "too large": ([0, 5], (2, 3), IndexError, "gradient 'emb' has row 5 at place 1, its parameter has 5 rows"),
+    "negative": ([-1], (1, 3), IndexError, "gradient 'emb' has row -1 at place 0, its parameter has 5 rows"),
+    "float": ([0.0], (1, 3), TypeError, "gradient 'emb' has rows of dtype float64, not integers"),
+    "bool": (np.array([True]), (1, 3), TypeError, "rows of dtype bool"),
+    "2-d": ([[0]], (1, 3), ValueError, r"rows of shape \(1, 1\), its parameter has shape \(5, 3\)"),
+    "count": ([0, 1], (3, 3), ValueError, r"has shape \(3, 3\), its parameter has \(5, 3\); the values of 2 rows have"),
+    "width": ([0], (1, 1), ValueError, r"has shape \(1, 1\)"),
+    "dtype": ([0], (1, 3), TypeError, "gradient 'emb' has dtype float32, its parameter has float64"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_write_nothing(name):
+    rows, shape, error, match = BAD_ROWS[name]
+    params = {"w": np.zeros(2), "emb": np.zeros((5, 3))}
+    state = rms.init(params)
+    values = np.ones(shape, np.float32 if name == "dtype" else np.float64)
+    with pytest.raises(error, match=match):
+        rms.update_(params, {"w": np.ones(2), "emb": rms.RowGrad(rows, values)}, state)
+    assert not params["w"].any()
+    assert state.step == 0
+
+
+def test_rows_that_overlap_their_table_are_refused():
+    table = np.zeros((5, 3))
+    with pytest.raises(ValueError, match="the gradient overlaps its parameter"):
+        rms.update_(table, rms.RowGrad([0], table[1:2]), rms.init(table))
+
+
+def test_rows_cannot_be_accumulated():
+    table = np.zeros((5, 3))
+    with pytest.raises(ValueError, match="RowGrad, which cannot be accumulated: rows left out would be decayed"):
+        rms.update_(table, rms.RowGrad([0], np.ones((1, 3))), rms.init(table, accumulate=2))
+
+
+def test_merged_rows_are_in_memory_of_their_own():
+    """Another thread that writes to the caller's rows afterwards changes nothing."""
+    rows, values = np.array([1, 3]), np.ones((2, 2))
+    merged, same = merge_rows("w", rms.RowGrad(rows, values), (5, 2))
+    assert not np.shares_memory(merged, rows)
+    assert merged.dtype == np.intp
+    assert np.shares_memory(same, values)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "u8", "list"])
+def test_rows_of_any_integer_type(dtype):
+    rows = [3, 0, 3] if dtype == "list" else np.array([3, 0, 3], dtype)
+    merged, values = merge_rows("w", rms.RowGrad(rows, np.array([[1.0], [2.0], [4.0]])), (5, 1))
+    assert (merged.tolist(), values.tolist()) == ([0, 3], [[2.0], [5.0]])
+
+
+def test_a_row_too_large_for_an_index_is_named():
+    with pytest.raises(IndexError, match=f"gradient 'w' has row {2**64 - 1} at place 0, its parameter has 5 rows"):
+        merge_rows("w", rms.RowGrad(np.array([2**64 - 1], np.uint64), np.ones(1)), (5,))
+
+
+def test_merged_values_are_those_of_the_reference(rng):
+    rows = rng.integers(0, 6, 40)
+    for shape in ((40,), (40, 3), (40, 2, 2)):
+        values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-8, 8, shape)).astype("f4")
+        merged, sums = merge_rows("w", rms.RowGrad(rows, values), (6, *shape[1:]))
+        ref_merged, ref_sums = reference.merge_rows(rows, values)
+        assert same_bits(merged, ref_merged)
+        assert same_bits(sums, ref_sums)
+        assert sums.flags.c_contiguous
+
+
+def test_values_that_are_no_array_of_as_many_rows_are_left_to_the_binder():
+    for values in (None, [1.0], np.ma.ones(1), np.ones(2), np.array(1.0)):
+        rows, same = merge_rows("w", rms.RowGrad([2], values), (5,))
+        assert rows.tolist() == [2]
+        assert same is values or np.shares_memory(same, values)
+
+
+def test_a_row_gradient_is_a_frozen_pair():
+    grad = rms.RowGrad([0], ONES)
+    with pytest.raises(AttributeError):
+        grad.rows = [1]
+    assert grad != rms.RowGrad([0], ONES)  # arrays have no one truth value, so that pairs of them are not compared
