@@ -1,4 +1,4 @@
-"""What a call costs: one small array, lists and dicts of small arrays, the other doors."""
+"""What a call costs: one small array, lists and dicts of small arrays, options, ufuncs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_trees(interleave, rng, count):
 
 
 def test_options(interleave, rng):
-    """What the options that recompute or look at every gradient cost, on 100 arrays of 64."""
+    """What the options cost that form coefficients anew or read every gradient first, on 100 arrays of 64."""
     params, grads = small(rng, 100), small(rng, 100)
     options = {
         "plain": {},

@@ -11,7 +11,7 @@ from shapes import RESNET50
 
 import rmsprop_native as rms
 
-# A family of peers a process: where several pools of threads spin for the same cores, what is measured is their quarrel.
+# Each process measures one family of peers: several pools of spinning threads would compete for the same cores.
 FAMILY = os.environ.get("RMSP_BENCH_FAMILY", "numpy")
 NAMES = [name for name in peers.PEERS if name.startswith(FAMILY)]
 SIZES = [2**k for k in ((6, 16, 22) if QUICK else (6, 9, 12, 14, 16, 18, 20, 22, 24))]

@@ -1,4 +1,4 @@
-"""Where it may hurt: subnormal numbers, cold caches, misaligned starts, another OpenMP at work, import, the wheel."""
+"""Cases that may be slow: subnormal numbers, cold caches, misaligned starts, busy threads; import and the wheel."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_misaligned(interleave, rng):
 
 @pytest.mark.parametrize("other", ["torch", "numpy"])
 def test_beside(benchmark, rng, other):
-    """Steps of ours between matrix products of torch's OpenMP or NumPy's BLAS, whose threads spin on: none is to lose.
+    """Steps between matrix products of torch's OpenMP or NumPy's BLAS, whose threads go on spinning.
 
-    The same products on one thread leave the caches as cold, and nobody spinning.
+    Neither is to be slowed down. The same products on one thread leave the caches as cold, and no thread spinning.
     """
     if THREADS == 1:
         pytest.skip("for two threads")
@@ -108,7 +108,7 @@ def test_beside(benchmark, rng, other):
         note(theirs_alone=product)
         note(theirs=product, ours=step)
         allow(1)
-        time.sleep(0.1)  # their threads stop looking for work
+        time.sleep(0.1)  # their threads stop spinning
         note(ours_in_a_row=step)
         note(theirs_on_one_thread=product, ours_between_those=step)
 

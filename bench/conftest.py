@@ -1,7 +1,7 @@
 """How everything is measured: contenders in interleaved rounds, medians, in one process of 1 or 2 threads.
 
 Each contender begins its part of a round with calls that are not timed, after a pause where there are two threads, so
-that it finds its own data in the caches, its own threads awake, and nobody else's spinning.
+that it finds its own data in the caches, its own threads awake, and those of others asleep.
 
 RMSP_BENCH_THREADS=1 pins the whole process to one core before any library has counted them. RMSP_BENCH_QUICK=1 takes
 fewer sizes and rounds. What a round takes is pytest-benchmark's own figure; the medians are in its extra_info.
@@ -52,8 +52,8 @@ def warm_up(call):
 def interleave(benchmark):
     """Measure contenders in interleaved rounds: seconds a call in each round; their medians are saved in the JSON.
 
-    More than one set of the same contenders stands for arrays at other places in memory, taken in turn: which pages of
-    the cache they share is luck.
+    More than one set of the same contenders is for arrays at other places in memory, taken in turn: which sets of the
+    cache they share is random.
     """
 
     def run(*places, rounds=None, seconds=2e-3, **info):
@@ -68,11 +68,11 @@ def interleave(benchmark):
         order = random.Random(7)
 
         def one_round():
-            """Each contender once, after another one in each round: what that leaves in the caches is luck too."""
+            """Each contender once, after another one in each round: what that leaves in the caches is random too."""
             calls = list(next(turns).items())
             for name, call in order.sample(calls, len(calls)):
                 if THREADS > 1:
-                    time.sleep(0.01)  # the threads of the one before stop looking for work
+                    time.sleep(0.01)  # the threads of the one before stop spinning
                 warm_up(call)
                 repeats = range(numbers[name])
                 start = time.perf_counter()
@@ -90,7 +90,7 @@ def interleave(benchmark):
 
 
 def pytest_collection_modifyitems(items):
-    """Small arrays first: they lie where the heap has room, which other work scatters."""
+    """Small arrays first: the heap gives them neighbouring places, which later work scatters."""
     items.sort(key=lambda item: not any(word in item.name for word in ("many", "lone", "trees", "options")))
 
 

@@ -1,4 +1,4 @@
-"""The peers: the same step by other means, each called as fast as it can be called.
+"""The peers: the same step by other means, each called in its fastest way.
 
 A peer is made from lists of parameters, gradients and mean squares, those that ours works on too, and is a call without
 arguments. It works on this memory where it can; NumPy as written makes new mean squares at each step, and optax holds
@@ -120,7 +120,7 @@ def _torch(foreach: bool) -> Callable[[Arrays, Arrays, Arrays, int], Call]:
 
 
 def torch_fused_adagrad(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
-    """Not RMSProp, but the nearest fused kernel that torch has: the same bytes, one root and one division an element."""
+    """Not RMSProp, but the nearest fused kernel of torch: the same bytes, one root and one division an element."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Turns saved benchmark JSON into the table of targets, and with --page into the figures and tables of docs/performance.md."""
+"""Makes the table of targets from saved JSON, and with --page the figures and tables of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RMSPROP_PEERS = (
 )
 MARK = "<!-- Below this line everything is written by make bench. -->"
 LIMITS_NOTE = """\
-The largest of k1, k2 and k3 over the time of `update_`; above 1 where the part that is the limit was itself measured
-in a slower moment, or a roof's loop was not the best possible.
+The largest of k1, k2 and k3 over the time of `update_`; above 1 where the part that is the limit was measured in
+a slower moment, or its loop was not the best possible.
 
 """
 PEERS_NOTE = """\
@@ -40,7 +40,7 @@ Adagrad, not RMSProp: the nearest fused kernel that torch has.
 KINDS = {
     "trees": "Trees of arrays of 64, one thread",
     "options": "What options cost, 100 arrays of 64",
-    "ufunc": "The ufunc and its face",
+    "ufunc": "The ufunc and its wrapper",
     "subnormal": "Subnormal accumulators, 64 Ki float32",
     "cold": "Cold caches",
     "misaligned": "Where parameter and gradient start in a page, 64 Ki float32",
@@ -191,7 +191,7 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 
 def throughput_figure(runs: Runs, caption: str, path: Path) -> None:
-    """Elements a nanosecond against size, ours under the roof."""
+    """Elements a nanosecond against size, ours and the limit."""
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")

@@ -4,8 +4,8 @@
  *   k1  moves the step's streams with multiplications and additions only: memory
  *   k2  takes one square root and one division an element, on data that stays in registers or the nearest cache: divider
  *   k3  loads and stores the step's streams with no floating-point arithmetic: the load and store units
- * A stream more for reading and for writing stands for momentum or centering. Numbers come in at run time, with values
- * that leave the data as it is, so that nothing can be left out.
+ * For momentum or centering there is one more stream to read and write. Numbers are given at run time, with values that
+ * leave the data as it is, so that the compiler can leave nothing out.
  */
 #include <math.h>
 #include <stddef.h>
@@ -66,7 +66,7 @@
     typedef void name##_streams(ptrdiff_t, T *, const T *, T *, T *, T, T);                                            \
     static name##_streams *const name##_table[2][3] = {{k1_##name##_1, k1_##name##_2, k1_##name##_4},                  \
                                                        {k3_##name##_1, k3_##name##_2, k3_##name##_4}};                 \
-    /* kind 0: k1, 1: k3; unroll 0, 1, 2 stand for 1, 2, 4. Threads share evenly, and no cache line. */                \
+    /* kind 0: k1, 1: k3; unroll 0, 1, 2: 1, 2, 4. Threads share evenly, and no cache line. */                \
     void streams_##name(int kind, int unroll, int threads, ptrdiff_t n, T *p, const T *g, T *v, T *b, T zero, T one)   \
     {                                                                                                                  \
         name##_streams *const run = name##_table[kind][unroll];                                                        \

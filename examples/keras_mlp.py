@@ -1,7 +1,8 @@
 """The same network trained in NumPy with the "keras" preset and, where Keras is installed, in Keras beside it.
 
-A 20-64-64-1 network of dense layers on random data, from the same weights and with the same batches: the two loss curves
-coincide. Run `python examples/keras_mlp.py` (with KERAS_BACKEND=torch or another); it saves a figure, keras_mlp.png.
+A 20-64-64-1 network of dense layers on random data, from the same weights and with the same batches: the two loss
+curves coincide. Run `python examples/keras_mlp.py` (with KERAS_BACKEND=torch or another); it saves a figure,
+keras_mlp.png.
 """
 
 from __future__ import annotations

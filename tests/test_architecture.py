@@ -1,4 +1,4 @@
-"""The architecture: imports go down, the library and the formula exist once, tests mirror src, public names are documented."""
+"""The architecture: imports go down, the library and the formula exist once, tests mirror src, names are documented."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ TESTED_ELSEWHERE = {
 
 
 def test_every_source_file_has_its_test_file():
-    """X.py, _X.pyx and rmsp_X.c are tested by tests/test_X.py; and there is no other test file than for a source file."""
+    """X.py, _X.pyx and rmsp_X.c are tested by tests/test_X.py, and no test file is without a source file."""
     files = [path for folder in ("c", "rmsprop_native") for path in (SOURCE / folder).iterdir() if path.is_file()]
     sources = {path.name.partition(".")[0].removeprefix("rmsp_") for path in files}
     expected = {TESTED_ELSEWHERE.get(name, (name.removeprefix("_"),))[0] for name in sources}
@@ -93,7 +93,7 @@ def test_imports_go_down(module):
 
 
 @pytest.mark.parametrize("module", COMPILED)
-def test_the_plan_knows_no_state(module):
+def test_compiled_modules_do_not_use_state(module):
     """_core and the modules over it are given arrays and numbers; they name no attribute of State."""
     text = (SOURCE / "rmsprop_native" / f"{module}.pyx").read_text()
     code = re.sub(r'""".*?"""|#.*?$', "", text, flags=re.DOTALL | re.MULTILINE)
@@ -107,7 +107,7 @@ def test_the_plan_knows_no_state(module):
 
 
 def test_one_module_links_the_library():
-    """One module links the C library, which does not know Python; the others call it through that one's .pxd."""
+    """Only _core links the C library, which does not include Python.h; the other modules call it through _core.pxd."""
     symbols = {}
     for module in COMPILED:
         (path,) = PACKAGE.glob(f"{module}.*.so")

@@ -1,4 +1,4 @@
-"""Gradients of rows, and the words for every reason to refuse an array."""
+"""Gradients of rows, and the message for every reason to refuse an array."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_bad_parameter_is_refused(name):
 # ---- gradients ----
 
 
-# Each spoils the last gradient, so that an update made leaf by leaf would have written the first ones.
+# Each makes the last gradient bad, so that an update made leaf by leaf would have written the first ones.
 BAD_GRADIENTS = {
     "dtype": (lambda g: g.astype(np.float64), TypeError, r"gradient 'layer1\.b' has dtype float64, .* float32"),
     "int": (lambda g: g.astype(int), TypeError, r"gradient 'layer1\.b' has dtype int64"),
@@ -55,18 +55,22 @@ BAD_GRADIENTS = {
     "broadcastable": (lambda g: g[:1], ValueError, r"has shape \(1,\), its parameter has \(3,\)"),
     "ndim": (lambda g: g[None], ValueError, r"has shape \(1, 3\), its parameter has \(3,\)"),
     "byte order": (
-        lambda g: g.astype(g.dtype.newbyteorder()), TypeError, r"gradient 'layer1\.b' has byte order .*astype\('float32'\)"
+        lambda g: g.astype(g.dtype.newbyteorder()),
+        TypeError,
+        r"gradient 'layer1\.b' has byte order .*astype\('float32'\)",
     ),
     "misaligned": (
-        lambda g: np.frombuffer(b"\0" + g.tobytes(), np.uint8)[1:].view(g.dtype), ValueError, r"'layer1\.b' is misaligned"
+        lambda g: np.frombuffer(b"\0" + g.tobytes(), np.uint8)[1:].view(g.dtype),
+        ValueError,
+        r"'layer1\.b' is misaligned",
     ),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("spoil", BAD_GRADIENTS)
-def test_bad_gradient_writes_nothing(spoil, rng):
+@pytest.mark.parametrize("how", BAD_GRADIENTS)
+def test_bad_gradient_writes_nothing(how, rng):
     params, grads = small_tree(rng), small_tree(rng)
-    change, error, match = BAD_GRADIENTS[spoil]
+    change, error, match = BAD_GRADIENTS[how]
     state = rms.init(params, momentum=0.9, centered=True)
     rms.update_(params, grads, state)
     grads["layer1"]["b"] = change(grads["layer1"]["b"])
@@ -84,57 +88,94 @@ READ_ONLY.flags.writeable = False
 SHARED = np.ones(3)
 MISALIGNED = np.zeros(25, np.uint8)[1:].view(np.float64)
 
-# For each reason that an array can have: parameters and gradients, options, and what is said.
-SAID = {
+# For each reason: parameters and gradients, options, and the start of the message.
+REFUSALS = {
     "absent": ([None], [ONES], {}, TypeError, "parameter '0' is a NoneType, not a numpy.ndarray"),
     "not_an_array": ([ONES.copy()], [[1, 2, 3]], {}, TypeError, "gradient '0' is a list, not a numpy.ndarray"),
     "masked": (
-        [ONES.copy()], [np.ma.ones(3)], {}, TypeError, r"gradient '0' is a masked array; pass its .data or .filled\(0\)"
+        [ONES.copy()],
+        [np.ma.ones(3)],
+        {},
+        TypeError,
+        r"gradient '0' is a masked array; pass its .data or .filled\(0\)",
     ),
     "unsupported": (
-        [ONES.copy()], [ONES > 0], {}, TypeError, "gradient '0' has dtype bool; supported are float32, float64, complex64 and"
+        [ONES.copy()],
+        [ONES > 0],
+        {},
+        TypeError,
+        "gradient '0' has dtype bool; supported are float32, float64, complex64 and complex128",
     ),
     "byte_order": (
-        [ONES.copy()], [ONES.astype(ONES.dtype.newbyteorder())], {}, TypeError,
+        [ONES.copy()],
+        [ONES.astype(ONES.dtype.newbyteorder())],
+        {},
+        TypeError,
         r"gradient '0' has byte order '[<>]f8'; convert it with .astype\('float64'\)",
     ),
-    "misaligned": ([ONES.copy()], [MISALIGNED], {}, ValueError, r"gradient '0' is misaligned in memory; copy it with .copy\(\)"),
+    "misaligned": (
+        [ONES.copy()],
+        [MISALIGNED],
+        {},
+        ValueError,
+        r"gradient '0' is misaligned in memory; copy it with .copy\(\)",
+    ),
     "other_dtype": (
-        [ONES.copy()], [ONES.astype("f4")], {}, TypeError, "gradient '0' has dtype float32, its parameter has float64"
+        [ONES.copy()],
+        [ONES.astype("f4")],
+        {},
+        TypeError,
+        "gradient '0' has dtype float32, its parameter has float64",
     ),
     "other_shape": (
-        [ONES.copy()], [np.ones(4)], {}, ValueError, r"gradient '0' has shape \(4,\), its parameter has \(3,\)"
+        [ONES.copy()],
+        [np.ones(4)],
+        {},
+        ValueError,
+        r"gradient '0' has shape \(4,\), its parameter has \(3,\)",
     ),
     "read_only": ([READ_ONLY], [ONES], {}, ValueError, "parameter '0' is read-only"),
     "self_overlap": (
-        [np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))], [ONES], {}, ValueError,
+        [np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))],
+        [ONES],
+        {},
+        ValueError,
         r"parameter '0' has strides \(0,\): some of its elements share memory; copy it with .copy\(\)",
     ),
-    "overlap": ([SHARED], [SHARED[::-1]], {}, ValueError, "gradient '0' overlaps its parameter in memory, which the step writes"),
+    "overlap": (
+        [SHARED],
+        [SHARED[::-1]],
+        {},
+        ValueError,
+        "gradient '0' overlaps its parameter in memory, which the step writes",
+    ),
     "rows_accumulated": (
-        [ONES.copy()], [rms.RowGrad([0], np.ones(1))], {"accumulate": 2}, ValueError,
+        [ONES.copy()],
+        [rms.RowGrad([0], np.ones(1))],
+        {"accumulate": 2},
+        ValueError,
         "gradient '0' is a RowGrad, which cannot be accumulated: rows left out would be decayed",
     ),
-}  # fmt: skip
+}
 
 # Reasons that no array from Python has.
-NOT_SAID = {
-    "ok": "it is none",
+UNREACHABLE = {
+    "ok": "it is no refusal",
     "null_data": "NumPy makes no array with elements and without memory",
     "row_outside": "merge_rows refuses the row first, with its value",
     "row_order": "merge_rows sorts the rows",
     "rows_strided": "merge_rows makes the values contiguous",
-    "needs_axes": "it is a request, not a refusal",
+    "needs_axes": "the plan allocates axes and binds again",
 }
 
 
-def test_every_reason_is_said_or_has_no_words():
-    assert sorted(REASONS) == sorted([*SAID, *NOT_SAID])
+def test_every_reason_is_in_one_of_the_two_lists():
+    assert sorted(REASONS) == sorted([*REFUSALS, *UNREACHABLE])
 
 
-@pytest.mark.parametrize("reason", SAID)
-def test_words_of_every_reason(reason):
-    params, grads, options, error, match = SAID[reason]
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_message_of_every_reason(reason):
+    params, grads, options, error, match = REFUSALS[reason]
     state = rms.init([ONES.copy()], **options)
     with pytest.raises(error, match=f"^{match}"):
         rms.update_(params, grads, state)
@@ -147,8 +188,8 @@ def test_a_lone_leaf_has_no_path():
     assert str(error) == "the gradient has shape (3,), its parameter has (2,)"
 
 
-def test_words_do_not_believe_a_subclass():
-    """Shape and dtype in a message are those of the ndarray, whatever a subclass says of itself."""
+def test_messages_do_not_use_the_properties_of_a_subclass():
+    """Shape and dtype in a message are those of the ndarray, whatever the subclass returns for them."""
 
     class Lying(np.ndarray):
         shape = property(lambda self: (7,))

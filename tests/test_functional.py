@@ -29,7 +29,7 @@ TREES = {
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), options=option_sets(), seed=st.integers(0, 2**32 - 1))
 def test_anything_with_anything(data, options, seed):
-    """Options, trees, dtypes, layouts, gradients that are missing, of rows, or not finite: the bits of the reference."""
+    """Any options, trees, dtypes, layouts; gradients missing, of rows or not finite: the bits of the reference."""
     rng = np.random.default_rng(seed)
     layouts = st.sampled_from(sorted(LAYOUTS))
     shapes = data.draw(st.lists(hnp.array_shapes(min_dims=0, max_dims=3, max_side=7), min_size=1, max_size=4))

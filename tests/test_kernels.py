@@ -58,8 +58,8 @@ def test_bits_of_every_number(isa, dtype, variant, number, rng):
 
 @pytest.mark.parametrize("start", [0, 1, 3, 15])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_arrays_from_any_place_in_a_cache_line(dtype, start, rng):
-    """The elements before the first whole line are a step by themselves."""
+def test_large_arrays_that_start_anywhere_in_a_cache_line(dtype, start, rng):
+    """The peel before the first whole cache line is a step by itself."""
     params, grads = ([hard_numbers(rng, (1 << 17) + 99 + start, DTYPES[dtype])[start:]] for _ in range(2))
     stepped_alike(rms.Options(), params, grads)
 
@@ -118,7 +118,7 @@ def disassembly():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_loop_is_vectorised(isa, dtype, variant, disassembly):
-    """A compiler that stops vectorising costs 8x, in silence."""
+    """Scalar square roots cost 8x, and no other test would fail."""
     code = disassembly[f"rmsp_{isa}_{dtype}_step_{variant}"]
     assert re.search(packed_square_root(isa, dtype), code)
 
@@ -128,7 +128,7 @@ def test_every_loop_is_vectorised(isa, dtype, variant, disassembly):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_array_is_read_once(isa, dtype, variant, disassembly):
-    """Where memory operands seem free, gcc reads a gradient three times an element, and out of the cache that costs 1.2x."""
+    """With generic tuning gcc reads a gradient three times an element, which costs 1.2x out of the caches."""
     lines = disassembly[f"rmsp_{isa}_{dtype}_step_{variant}"].splitlines()
     root = next(i for i, line in enumerate(lines) if re.search(packed_square_root(isa, dtype), line))
     end = next(i for i in range(root, len(lines)) if re.search(r"\sj[a-z]+\s", lines[i]))

@@ -198,7 +198,7 @@ def test_a_lone_array_is_not_walked(rng, python_walks):
     ],
 )
 def test_another_structure_is_explained(params, grads, match):
-    """Where the walk in C gives up, Tree.leaves says why."""
+    """Where the walk in C fails, Tree.leaves raises the message."""
     leaves, structure = flatten(params)
     params = structure.unflatten(np.zeros(1) for _ in leaves)
     leaves, structure = flatten(grads)

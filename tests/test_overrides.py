@@ -238,7 +238,7 @@ def test_check_paths():
 
 
 def test_many_leaves_without_overrides_share_one_group():
-    """The paths are not even looked at, so that the cost does not grow with what is done for each."""
+    """The paths are not read, so that the cost does not grow with their number."""
 
     class Paths(list):
         def __iter__(self):

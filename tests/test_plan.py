@@ -149,7 +149,7 @@ def test_references_are_given_back_after_every_way_through_a_step(grain, rng):
 
 
 def test_leaves_live_through_a_step_that_drops_them(rng):
-    """A container may let go of its leaves as soon as they were read; the plan holds references of its own."""
+    """A container may drop each leaf as soon as it was read; the plan holds references of its own."""
 
     class Emptied(dict):
         def __getitem__(self, key):

@@ -1,4 +1,4 @@
-"""Presets: explicit options win, the choices are listed, and nobody can change them."""
+"""Presets: explicit options win, the choices are listed, and presets cannot be changed."""
 
 from __future__ import annotations
 

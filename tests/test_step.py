@@ -193,7 +193,7 @@ def test_lr_zero_changes_the_state_only(rng):
 
 
 def test_each_call_is_counted_once_as_what_it_did():
-    """A step at every third call with finite gradients; calls that are skipped or refused do not count among the three."""
+    """A step at every third call with finite gradients; calls that are skipped or refused do not count."""
     param, bad = np.ones(2), np.array([1.0, np.nan])
     state = rms.init(param, accumulate=3, on_nonfinite="skip")
     counts = []

@@ -168,8 +168,9 @@ def test_hyper_parameters_broadcast(shape, wrapper, name, rng):
     assert all(same_bits(a, b) for a, b in zip(outs, want, strict=True))
 
 
-# ---- aliasing: which memory each operand of rmsprop gets, in elements from the start of one piece: p, g, v, p', v' ----
+# ---- aliasing ----
 
+# Where each operand of rmsprop starts in one piece of memory, in elements: p, g, v, and the outputs p, v.
 ALIASING = {
     "in place": (0, 100, 200, 0, 200),
     "swapped outputs": (0, 100, 200, 200, 0),

@@ -206,21 +206,21 @@ typedef struct rmsp_axis {
 } rmsp_axis;
 
 /* How the arrays of a leaf lie in memory where they are not all dense in one order: axes from the outermost to the
- * innermost. ndim 0: they are dense, and there is nothing to say. */
+ * innermost. ndim 0: they are dense, and need no layout. */
 typedef struct rmsp_layout {
     int ndim;
     rmsp_axis *axes;
 } rmsp_layout;
 
-/* The rows of a table that a leaf's gradient speaks of, each once; rows of array k are stride[k] bytes apart. The
- * rows of the gradient itself follow each other. */
+/* The rows of a table that the gradient of a leaf has, each once. Rows of array k are stride[k] bytes apart; those of
+ * the gradient itself are contiguous. */
 typedef struct rmsp_rows {
     size_t count; /* of interest where index is not NULL */
     const ptrdiff_t *index;
     ptrdiff_t stride[RMSP_ARRAY_COUNT];
 } rmsp_rows;
 
-/* What few leaves need. */
+/* What only some leaves need; apart from rmsp_leaf, which so fits in one cache line. */
 typedef struct rmsp_extra {
     void *ema;              /* or NULL */
     void *grad_sum;         /* or NULL */
@@ -228,7 +228,7 @@ typedef struct rmsp_extra {
     rmsp_layout grad_order; /* of the gradient alone, in C order */
     rmsp_layout sum_order;  /* of grad_sum alone, in C order; its strides are in the place of the gradient's */
     rmsp_rows rows;         /* index NULL: the gradient is one of all elements */
-    double *span_sums;      /* what RMSP_SUMSQ finds, for each span of the gradient; needed where rules look at norms */
+    double *span_sums;      /* what RMSP_SUMSQ finds, for each span of the gradient; needed where rules use norms */
     double sumsq;           /* their sum */
     double clip;            /* factor on the gradient, 1 but for clipping by norm */
 } rmsp_extra;
@@ -242,7 +242,7 @@ typedef struct rmsp_leaf {
     uint32_t dtype;
 } rmsp_leaf;
 
-/* What binding knows of a leaf. The caller fills in the first part; the state arrays have the strides that are given
+/* What binding keeps for a leaf. The caller fills in the first part; the state arrays have the strides that are given
  * here, dense in some order of the axes. */
 typedef struct rmsp_slot {
     const ptrdiff_t *shape, *strides;
@@ -327,7 +327,7 @@ static inline int rmsp_ranges_overlap(uintptr_t low, uintptr_t high, uintptr_t o
     return low < other_high && other_low < high;
 }
 
-/* Whether two arrays share memory; also 1 where it would take too long to know. */
+/* Whether two arrays share memory; also 1 where the search takes too long. */
 int rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other);
 
 /* The work of a plan as it is bound. */

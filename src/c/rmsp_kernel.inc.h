@@ -6,9 +6,10 @@
  *   COEF       the struct of its coefficients
  *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_avx2_f32_ ## x
  *
- * momentum, centered, l2 and neutral are constants in every instance, so that the branches on them vanish; a flag known
- * only at run time would stop the vectoriser, which costs 8x. The order of operations is the specification:
- * nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in NumPy.
+ * momentum, centered, l2 and neutral are constants in every instance, so that the compiler removes the branches on
+ * them; a flag known only at run time would prevent vectorisation, which costs 8x. The order of operations is the
+ * specification: nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in
+ * NumPy.
  */
 static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
                                           const int neutral, const size_t n, T *restrict param, const T *restrict grad,

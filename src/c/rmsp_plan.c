@@ -4,7 +4,7 @@
  *    threads, the same spans are run, so that anything computed span by span has the same bits. Where nothing is, as
  *    in a plain step, those of a chunk are run as one.
  * b) A span of a chunk is RMSP_SPAN of all elements, and the chunk owns the leaves' spans that start there: many small
- *    leaves and one large leaf are divided alike. rmsp_threads.c decides who runs it.
+ *    leaves and one large leaf are divided alike. rmsp_threads.c decides which thread runs it.
  */
 #include <string.h>
 
@@ -19,20 +19,20 @@ size_t rmsp_grain(void) { return rmsp_load_size(&grain); }
 
 void rmsp_set_grain(size_t bytes) { rmsp_store_size(&grain, bytes); }
 
-/* 75 us: where it has paid to wake a thread that the system has put to rest. */
+/* 75 us of work: from here on it pays to wake a sleeping thread. */
 #define WAKE_GRAIN ((size_t)1 << 20)
 
 static inline size_t item_size(const rmsp_leaf *leaf) { return rmsp_dtypes[leaf->dtype].size; }
 
 static inline void *at(void *array, ptrdiff_t offset) { return array == NULL ? NULL : (char *)array + offset; }
 
-/* What a run has from its start to its end. */
+/* The constants of a run. */
 typedef struct run_context {
     const rmsp_plan *plan;
     const rmsp_isa *isa;
     rmsp_op op;
     double scale;
-    int copies; /* whether averaged weights are the weights themselves, as after the first step */
+    int copies; /* whether averaged weights become copies of the weights, as in the first step */
     size_t total;
 } run_context;
 
@@ -128,9 +128,8 @@ static inline void run_plain(const run_context *run, const rmsp_leaf *leaf, size
         rmsp_coef_of(group, (int)leaf->dtype));
 }
 
-/* Out of the caches it costs 8 % of a float32 step to take every vector from two cache lines. NumPy's large arrays all
- * start 16 bytes into one, and state.py's buffers too, so that a few elements done before bring all of them to its
- * start. */
+/* Out of the caches, vectors that cross cache lines cost 8 % of a float32 step. NumPy's large arrays all start 16 bytes
+ * into a line, and so do the buffers of buffers.py: peeling the elements before the next line aligns all of them. */
 #define ALIGN_FROM ((size_t)1 << 17)
 #define LINE ((size_t)64)
 

@@ -1,6 +1,6 @@
 /* rmsp_strided.c: work on arrays of any layout: gather a block, work on it, scatter it.
  *
- * a) Only the copies know of strides; the work is that on contiguous arrays, so that every layout gives the same bits.
+ * a) Only the copies use strides. The work is done on contiguous blocks, so that every layout gives the same bits.
  *    The blocks take 7 * 4 KiB, within a first-level cache.
  * b) An array that is dense in the order of the layout, as the state often is beside a strided parameter, is worked on
  *    where it lies.
@@ -101,7 +101,7 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
 {
     const ptrdiff_t unit = (ptrdiff_t)size;
     const rmsp_axis *const inner = &layout->axes[layout->ndim - 1];
-    const rmsp_axis *const outer = layout->ndim > 1 ? inner - 1 : inner; /* of one row nobody reads it */
+    const rmsp_axis *const outer = layout->ndim > 1 ? inner - 1 : inner; /* not read where there is one row */
     double memory[RMSP_ARRAY_COUNT][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)];
     void *block[RMSP_ARRAY_COUNT];
     int copied[RMSP_ARRAY_COUNT];

@@ -1,8 +1,8 @@
 /* rmsp_ufunc.c: NumPy inner loop: gather a block, step, scatter.
  *
  * a) Outputs are operands of their own. NumPy hands over an output that is exactly an input as the same pointer, and
- *    copies where they overlap in part; so a block whose inputs are all read before its outputs are written is right
- *    in every case, be it that an output is another input, as square_avg written over the gradient.
+ *    copies where they overlap in part; so it is enough to read all inputs of a block before its outputs are
+ *    written, even where an output is another input, as square_avg written over the gradient.
  * b) In place on contiguous arrays nothing is gathered: the arrays are a plan of one leaf, stepped like any other.
  * c) Hyper-parameters may change from element to element. A run of equal ones is stepped at once.
  */
@@ -14,7 +14,7 @@
 
 #define MAX_NUMBERS 5
 
-/* A loop's operands, sorted out. */
+/* The operands of a loop by what they are. */
 typedef struct operands {
     char *in[RMSP_STEP_ARRAYS], *out[RMSP_STEP_ARRAYS];
     ptrdiff_t in_step[RMSP_STEP_ARRAYS], out_step[RMSP_STEP_ARRAYS];
@@ -23,7 +23,7 @@ typedef struct operands {
     int number_count;
 } operands;
 
-static operands sort_out(char **args, const ptrdiff_t *steps, const rmsp_ufunc *ufunc)
+static operands operands_of(char **args, const ptrdiff_t *steps, const rmsp_ufunc *ufunc)
 {
     operands o;
     const int present[RMSP_STEP_ARRAYS] = {1, 1, 1, ufunc->momentum, ufunc->centered};
@@ -48,8 +48,8 @@ static operands sort_out(char **args, const ptrdiff_t *steps, const rmsp_ufunc *
     return o;
 }
 
-/* The group of lr, rho, momentum if there is one, eps and eps_inside: as options.py makes it with lr outside of the
- * momentum buffer. */
+/* The group of lr, rho, momentum if there is one, eps and eps_inside: as coefficients.py makes it with lr applied
+ * after the momentum buffer. */
 static rmsp_group group_of(const rmsp_ufunc *ufunc, const double *number)
 {
     const double lr = *number++, rho = *number++;
@@ -154,7 +154,7 @@ void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *
 {
     const rmsp_ufunc *const ufunc = data;
     const size_t n = (size_t)dimensions[0];
-    const operands o = sort_out(args, steps, ufunc);
+    const operands o = operands_of(args, steps, ufunc);
     int constant = 1;
 
     for (int k = 0; k < o.number_count; k++) constant &= o.number_step[k] == 0;

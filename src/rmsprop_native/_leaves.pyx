@@ -1,8 +1,7 @@
 # cython: language_level=3
-"""The walk over nested dicts, lists and tuples that runs no Python code, so that it may borrow what it finds.
+"""The walk over nested dicts, lists and tuples that runs no Python code, and collects borrowed references.
 
-Whatever it does not know for sure to be such a container is left to Tree.leaves, which runs Python code and holds
-references.
+All other containers are left to Tree.leaves, which runs Python code; the plan holds references to what it gives.
 """
 
 cimport cython
@@ -43,7 +42,7 @@ cdef int KIND_EMPTY = EMPTY, KIND_DICT = DICT, KIND_SEQUENCE = SEQUENCE
 
 @cython.final
 cdef class Node:
-    # A Tree with its fields in C, for a quick walk.
+    # A Tree with its fields in C, for the walk.
 
     def __init__(self, object tree):
         self.kind = tree.kind
@@ -109,9 +108,9 @@ cdef bint borrow_by_name(Node node, PyObject *tree, PyObject **into, size_t *fil
 
 
 cdef bint borrow(Node node, PyObject *tree, PyObject **into, size_t *filled) noexcept:
-    """Collect the leaves of `tree`, borrowed, where this takes no code but C's: exact lists, tuples, namedtuples, and
-    dicts whose keys are those of `node`, the same objects or equal strings or ints. False where it would take other
-    code, or the structure is another one."""
+    """Collect borrowed references to the leaves of `tree` without running Python code: from exact lists, tuples,
+    namedtuples, and dicts whose keys are those of `node`, the same objects or equal strings or ints. False if Python
+    code would have to run, or the structure is another one."""
     cdef Py_ssize_t i, place = 0
     cdef size_t before = filled[0]
     cdef PyObject *found

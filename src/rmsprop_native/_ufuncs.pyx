@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The ufuncs: registered with NumPy, and called past its machinery where a call is plain."""
+"""The ufuncs: registered with NumPy; simple calls in place go to the C library directly."""
 
 import numpy as np
 
@@ -88,7 +88,7 @@ cdef int dtype_of(object array) noexcept:
 
 
 cdef bint describe(object o, c.rmsp_array *array) noexcept:
-    """Fill in what rmsp_arrays_overlap reads; False for what is no array of the library's dtypes."""
+    """Fill in what rmsp_arrays_overlap reads; False for anything but an array of the library's dtypes."""
     if not cnp.PyArray_Check(o):
         return False
     array.data = cnp.PyArray_DATA(<cnp.ndarray>o)
@@ -100,7 +100,7 @@ cdef bint describe(object o, c.rmsp_array *array) noexcept:
 
 
 def step_in_place(object ufunc, tuple operands, tuple out):
-    """What the ufunc would do, at a tenth of the cost of a call, where it is plain.
+    """Do what the ufunc would do, at a tenth of the cost of its call, if the call is a simple one.
 
     Parameters
     ----------
@@ -171,8 +171,8 @@ def step_in_place(object ufunc, tuple operands, tuple out):
 
 
 cdef int report(object ufunc, int raised, object dtype) except -1:
-    """Have NumPy report floating-point exceptions in its own way (np.errstate), under the name of the ufunc: by a call
-    of it on a few numbers that raise the same ones. Nothing is carried from one call to another."""
+    """Have NumPy report floating-point exceptions as np.errstate says, under the name of the ufunc: call it on a few
+    numbers that raise the same ones. So no exceptions need be stored between calls."""
     info = np.finfo(dtype)
     # The gradient and square_avg of a step with rho 1/2 that raises this exception and no other one.
     raising = {

@@ -1,4 +1,4 @@
-"""Gradients of rows, and the words for why an array is refused; no compiled code."""
+"""Gradients of rows, and the messages for arrays that are refused; no compiled code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["RowGrad", "merge_rows", "refusal", "title"]
 class RowGrad:
     """A gradient that is zero but for some rows of its parameter, as of an embedding table.
 
-    Only those rows of the parameter, and of its state, move ("lazy", as in TensorFlow): the others are not decayed.
-    Averaged weights follow likewise. The cost is proportional to the rows given, not to the table.
+    Only those rows of the parameter and of its state change ("lazy", as in TensorFlow): the others are not decayed.
+    The same holds for averaged weights. The cost is proportional to the rows given, not to the table.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
     Returns
     -------
     rows : numpy.ndarray of numpy.intp, shape (k,)
-        In memory of its own; each row once and in increasing order, if the values are an array of as many rows.
+        A new array; each row once and in increasing order, if the values are an array of as many rows.
     values : object
         Their values, in C order; or what `grad` has for them, if it is no array of as many rows.
 
@@ -69,7 +69,7 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
     TypeError
         If the rows are not integers.
     ValueError
-        If they have not one dimension, or the parameter has no rows.
+        If their array is not one-dimensional, or the parameter has no rows.
     IndexError
         If the parameter has no such row; the message names it.
     """
@@ -150,7 +150,7 @@ def refusal(
         array = array.values
     if reason in ("absent", "not_an_array"):
         return TypeError(f"{name} is a {type(array).__name__}, not a numpy.ndarray")
-    # As ndarray says it: a subclass may say something else.
+    # By the properties of ndarray: a subclass may override them.
     its_shape, its_dtype, strides = (getattr(np.ndarray, key).__get__(array) for key in ("shape", "dtype", "strides"))
     shown = shape if rows is None else f"{shape}; the values of {rows} rows have {(rows, *shape[1:])}"
     if reason == "overlap":

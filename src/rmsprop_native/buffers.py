@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["allocate", "view"]
 
-# Where in a page of memory each large buffer starts. Large NumPy arrays all start 16 bytes into a page, and streams that
-# agree in their last 12 bits get in each other's way (4K aliasing): with all of them there, a step with momentum over
-# 64 Ki float32 took 1.3 times as long on an AMD Zen 4 (bench/NOTES.md). Any distances do that are not near a multiple of
-# 4096; 16 bytes into a cache line, so that the vectors of all arrays can start with a line.
+# Where in a page of memory each large buffer starts. NumPy's large arrays all start 16 bytes into a page. Loads and
+# stores whose addresses agree in the last 12 bits delay each other (4K aliasing): with the buffers there too, a step
+# with momentum over 64 Ki float32 took 1.3 times as long on an AMD Zen 4 (bench/NOTES.md). Any places avoid this whose
+# distances are not near a multiple of 4096. All of these are 16 bytes into a cache line, as NumPy's arrays are, so that
+# one peel aligns the vectors of all arrays.
 _PAGE = 4096
 _LINE = 64
 _PLACES = {"square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616}
@@ -45,7 +46,7 @@ def allocate(name: str, models: Sequence[NDArray[Any]]) -> tuple[list[NDArray[An
         starts.append(end)
         end += model.nbytes
     memory = np.empty(end + _PAGE, np.uint8)
-    memory.fill(0)  # the pages are taken here, and not within the first step
+    memory.fill(0)  # the system gives the pages now, not within the first step
     base = -memory.ctypes.data % _PAGE
     arrays = [
         np.ndarray(model.shape, model.dtype, memory, base + start, _dense_strides(model))
@@ -55,7 +56,7 @@ def allocate(name: str, models: Sequence[NDArray[Any]]) -> tuple[list[NDArray[An
 
 
 def view(array: NDArray[Any]) -> NDArray[Any]:
-    """The same elements as an array of which nobody but the caller knows: its shape may be set, and it cannot be resized."""
+    """A view, for users: setting its shape does not change the buffer, and it cannot be resized."""
     return array.view()
 
 

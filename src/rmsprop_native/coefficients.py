@@ -25,10 +25,10 @@ class Variant(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a coefficient comes from, and what rounding must not make of it."""
+    """The option a coefficient is formed from, and the values that rounding must not give it."""
 
     option: str
-    """The name that users know it by."""
+    """The option that users set."""
     not_0: bool = False
     """A positive number must stay positive."""
     below_1: bool = False
@@ -185,7 +185,7 @@ def group_of(options: Options, lr: float, grad_scale: float) -> Group:
 
 
 class _Limits(NamedTuple):
-    """From where on numbers round to what they must not; a tie goes to the even neighbour, which is the worse one."""
+    """The bounds beyond which numbers round to infinity, 0 or 1. A tie rounds to even, so it counts as beyond."""
 
     infinite: float
     """The least number that rounds to infinity; infinity itself in float64."""

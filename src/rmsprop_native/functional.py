@@ -27,9 +27,9 @@ def update_(params: Params, grads: Any, state: State, *, lr: float | None = None
     params : numpy.ndarray or nested container of them
         What `init` was called with, or arrays of the same structure, shapes and dtypes. They are written.
     grads : numpy.ndarray or nested container of them
-        The gradients, in the structure of `params`: dicts are matched by key. None where a parameter has no
-        gradient; nothing of it moves then. A `RowGrad` moves some rows only. Shapes and dtypes are those of the parameters. Never written, may be
-        read-only, and of any memory layout.
+        The gradients, in the structure of `params`; dicts are matched by key. Shapes and dtypes are those of the
+        parameters, memory layouts may be any. They are never written, and may be read-only. Where a parameter has no
+        gradient, None: it and its state stay as they are. A `RowGrad` changes some rows only.
     state : State
         Written: its running means, and its number of steps.
     lr : float, optional
@@ -50,7 +50,7 @@ def update_(params: Params, grads: Any, state: State, *, lr: float | None = None
         If the structures differ, a gradient's shape is not its parameter's, a gradient overlaps its parameter or
         the state, a parameter is read-only, or a number is out of its range. The message names the leaf.
     IndexError
-        If a `RowGrad` has a row that its parameter has not.
+        If a `RowGrad` has a row that its parameter does not have.
     FloatingPointError
         If a gradient is not finite and the state's ``on_nonfinite`` is "raise".
     RuntimeError
@@ -81,7 +81,7 @@ def update_(params: Params, grads: Any, state: State, *, lr: float | None = None
     (True, 100)
     """
     if not state._plan.step(params, grads, lr, grad_scale):
-        with state._claim:  # a schedule runs Python code: nobody steps meanwhile
+        with state._claim:  # schedules run Python code; no other step may come between
             set_numbers(state, lr, grad_scale)
             state._plan.step_claimed(params, grads)
     return params
@@ -119,7 +119,7 @@ def update(
     >>> w, state.step
     (array([ 1., -2.]), 0)
     """
-    with state._claim:  # nobody steps between the two copies
+    with state._claim:  # no step may come between the two copies
         leaves, structure = flatten(params)
         new_params = structure.unflatten(map(_copied, leaves))
         new_state = state._copy()

@@ -183,8 +183,7 @@ class Options:
     """The hyper-parameters of RMSProp, checked.
 
     The formula is that of Tieleman and Hinton (2012): a step is divided by the root of a running mean of squared
-    gradients. Everything else here is what later implementations added to it; `rmsprop_native.reference` says what
-    each does.
+    gradients. All other options were added by later implementations; `rmsprop_native.reference` specifies each.
 
     Parameters
     ----------
@@ -240,7 +239,7 @@ class Options:
     Notes
     -----
     A number may be of any real type, and a 0-d array of one; it is converted to a float at once. A flag must be a bool.
-    Which dtypes can hold a number is decided by `init` and by the step, which know the arrays.
+    Whether the dtypes of the arrays can hold a number is checked by `init` and by the step.
 
     The order, whatever is chosen: unscale (``grad_scale``), accumulate, clip, weight decay, step, averaged weights.
 

@@ -22,7 +22,7 @@ class LeafOptions(NamedTuple):
 
     options: Options
     own_lr: bool
-    """Whether an override gave the learning rate, which a call's `lr` does not replace then."""
+    """Whether an override gave the learning rate; the `lr` of a call does not replace it then."""
 
 
 def check_paths(paths: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ def _matches(pattern: str, paths: Sequence[str], places: Mapping[str, int]) -> l
                 raise ValueError(
                     f"overrides[{pattern!r}] is ambiguous: {pattern!r} is the path of a leaf, and as a pattern it "
                     f"matches {paths[i]!r}; write {escaped!r} for the leaf: in brackets, as in '[[]' for '[', "
-                    "a character stands for itself"
+                    "a character is literal"
                 )
         return [places[pattern]]
     if not matched:

@@ -63,8 +63,8 @@ def num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` said; else what OpenMP gives, which heeds OMP_NUM_THREADS and threadpoolctl, or 1 where
-        the library was built without OpenMP.
+        The number set by `set_num_threads`; else that of OpenMP, which follows OMP_NUM_THREADS and threadpoolctl, or 1
+        where the library was built without OpenMP.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     Raises
     ------
     ValueError
-        If `mode` is another word.
+        If `mode` is neither of these.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     >>> sorted(rms.show_config("dicts"))
     ['instruction set', 'instruction sets', 'machine', 'numpy', 'python', 'rmsprop_native', 'threads']
     """
-    import platform  # not worth a millisecond of every import
+    import platform  # imported here, since it takes a millisecond
 
     if mode not in ("stdout", "dicts"):
         raise ValueError(f"mode must be 'stdout' or 'dicts', got {mode!r}")

@@ -134,7 +134,7 @@ class State:
 
     @property
     def grad_sum(self) -> Any:
-        """The sum of the gradients since the last step, in the structure of the parameters; None if not accumulating."""
+        """The sum of gradients since the last step, in the structure of the parameters; None if not accumulating."""
         return self._tree("grad_sum")
 
     def _tree(self, name: str) -> Any:
@@ -143,7 +143,7 @@ class State:
         return self._structure.unflatten(map(view, self._buffers[name]), read_only=True)
 
     def replace(self, **changes: Any) -> None:
-        """Change numbers from the next step on; what `overrides` gave a leaf of its own stays.
+        """Change hyper-parameters from the next step on; those that `overrides` set for a leaf stay.
 
         Parameters
         ----------
@@ -201,7 +201,7 @@ class State:
         return self.copy()
 
     def _copy(self) -> Self:
-        """`copy` for a caller who has the claim."""
+        """`copy` for a caller that has the claim."""
         new = type(self).__new__(type(self))
         _fill(new, self._structure, self._options, self._overrides, self._buffers["square_avg"])
         new._take_over(self._buffers, self.step, self.skipped, self.accumulated, self._claim.seen)

@@ -111,7 +111,7 @@ class Tree:
         Yields
         ------
         object
-            A leaf, in the order of the parameters; whatever it is, it is not looked into.
+            The leaves, in the order of the parameters, of any type.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The ufuncs with names for their operands: the step for people who hold their own buffers."""
+"""Wrappers of the ufuncs with named operands: the step for people who hold their own buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class NamedUfunc(Protocol[P, R_co]):
-    """A function over a ufunc, which is its attribute."""
+    """A wrapper of a ufunc, which is its attribute."""
 
     ufunc: np.ufunc
 
@@ -129,7 +129,7 @@ def rmsprop_momentum(
     where: Any = True,
     **kwargs: Any,
 ) -> Any:
-    """One RMSProp step with momentum, element by element, as a NumPy ufunc; lr stays outside of the buffer, as in torch.
+    """One RMSProp step with momentum, element by element, as a NumPy ufunc; lr is applied after the buffer (torch).
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def rmsprop_centered_momentum(
     where: Any = True,
     **kwargs: Any,
 ) -> Any:
-    """One centered RMSProp step with momentum, element by element, as a NumPy ufunc; lr stays outside of the buffer.
+    """One centered RMSProp step with momentum, element by element, as a NumPy ufunc; lr is applied after the buffer.
 
     Parameters
     ----------

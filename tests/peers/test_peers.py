@@ -1,4 +1,4 @@
-"""Each preset beside the framework that it speaks of: 200 steps on the same gradients, compared after every step.
+"""Each preset beside the framework that it is named after: 200 steps on the same gradients, compared after every step.
 
 float64: both run freely; after each of 200 steps every array is within 1e-12 of the framework's, relative to the
 larger of the element and the array's largest element over 1000 (a parameter that crosses zero has no relative error
@@ -277,7 +277,9 @@ CASES = {
     "keras-weight_decay": ("keras", WD, Keras, {"learning_rate": LR} | WD),
     "keras-clip_value": ("keras", {"clip_value": 0.0625}, Keras, {"learning_rate": LR, "clipvalue": 0.0625}),
     "keras-clip_norm": ("keras", {"clip_norm": 0.25}, Keras, {"learning_rate": LR, "clipnorm": 0.25}),
-    "keras-clip_global_norm": ("keras", {"clip_global_norm": 0.25}, Keras, {"learning_rate": LR, "global_clipnorm": 0.25}),
+    "keras-clip_global_norm": (
+        "keras", {"clip_global_norm": 0.25}, Keras, {"learning_rate": LR, "global_clipnorm": 0.25}
+    ),
     "keras-ema": ("keras", {"ema": 0.875}, Keras, {"learning_rate": LR, "use_ema": True, "ema_momentum": 0.875}),
     "keras-accumulate": ("keras", {"accumulate": 4}, Keras, {"learning_rate": LR, "gradient_accumulation_steps": 4}),
     "optax": ("optax", {}, Optax, {"learning_rate": LR}),
@@ -287,7 +289,9 @@ CASES = {
     "optax-momentum": ("optax", MU, Optax, {"learning_rate": LR} | MU),
     "optax-nesterov": ("optax", MU | {"nesterov": True}, Optax, {"learning_rate": LR, "nesterov": True} | MU),
     "optax-centered": ("optax", {"centered": True}, Optax, {"learning_rate": LR, "centered": True}),
-    "optax-bias_correction": ("optax", {"bias_correction": True}, Optax, {"learning_rate": LR, "bias_correction": True}),
+    "optax-bias_correction": (
+        "optax", {"bias_correction": True}, Optax, {"learning_rate": LR, "bias_correction": True}
+    ),
     # At the first step the corrected variance is g**2 - g**2: what is left of it is rounding, hence a large eps.
     "optax-centered-bias_correction": (
         "optax", {"centered": True, "bias_correction": True, "eps": 0.25}, Optax,
