@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -73,14 +74,26 @@ LAYOUTS = {
     "part of wider rows": _part_of_wider_rows,
 }
 
-# Bytes of a vector register, for every instruction set; and for those of this machine.
-VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}
-ISAS = {name: VECTOR_BYTES[name] for name in _core.isas()}
+
+class Isa(NamedTuple):
+    """An instruction set: the bytes of its vector registers, and what Linux calls the processor's flags it needs."""
+
+    vector_bytes: int
+    cpu_flags: frozenset[str] = frozenset()
+
+
+# Every instruction set, by its name in the C library; and those of this machine.
+ALL_ISAS = {
+    "baseline": Isa(16),
+    "avx2": Isa(32, frozenset({"avx2"})),
+    "avx512": Isa(64, frozenset({"avx512f", "avx512vl", "avx512bw", "avx512dq"})),
+}
+ISAS = {name: ALL_ISAS[name] for name in _core.isas()}
 
 
 def sizes(isa: str, dtype: np.dtype) -> dict[str, int]:
     """Sizes around the width W of a vector and the length of a span, under their names."""
-    w, span = ISAS[isa] // dtype.itemsize, _core.SPAN
+    w, span = ISAS[isa].vector_bytes // dtype.itemsize, _core.SPAN
     return {
         "0": 0,
         "1": 1,
