@@ -409,7 +409,7 @@ void rmsp_set_thread_limit(int limit);
 int rmsp_has_threads(void);
 #define RMSP_MAX_THREADS 4096
 
-/* Copies n elements of `size` bytes, 4 or 8, from one stride in bytes to another. */
+/* Copies n elements of `size` bytes from one stride in bytes to another. */
 void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride);
 
 /* Work on a contiguous block of n elements of each array. */

@@ -64,14 +64,23 @@ static ptrdiff_t cursor_offset(const cursor *at, const rmsp_layout *layout, int 
     return offset;
 }
 
+/* One element after the other. Inlined with a constant size, it is a load and a store. */
+static inline void copy_each(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from,
+                             ptrdiff_t from_stride)
+{
+    for (size_t i = 0; i < n; i++, to += to_stride, from += from_stride) memcpy(to, from, size);
+}
+
 void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride)
 {
     if (to_stride == (ptrdiff_t)size && from_stride == (ptrdiff_t)size && n > 8) {
         memcpy(to, from, n * size);
-    } else if (size == sizeof(float)) {
-        for (size_t i = 0; i < n; i++, to += to_stride, from += from_stride) memcpy(to, from, sizeof(float));
+    } else if (size == 8) {
+        copy_each(n, 8, to, to_stride, from, from_stride);
+    } else if (size == 4) {
+        copy_each(n, 4, to, to_stride, from, from_stride);
     } else {
-        for (size_t i = 0; i < n; i++, to += to_stride, from += from_stride) memcpy(to, from, sizeof(double));
+        copy_each(n, size, to, to_stride, from, from_stride);
     }
 }
 
