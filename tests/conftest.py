@@ -133,3 +133,21 @@ def run_python(code, *arguments, **environment):
         check=True,
         timeout=60,
     ).stdout.strip()
+
+
+class Schedule:
+    """A schedule of one rate that prints as any other one, and can be neither hashed nor compared."""
+
+    __hash__ = None
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, taken):
+        return self.rate
+
+    def __repr__(self):
+        return "Schedule"
+
+    def __eq__(self, other):
+        raise RuntimeError("compared")

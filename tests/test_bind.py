@@ -69,6 +69,37 @@ def test_gradient_that_overlaps_writes_nothing(where, part):
     refused(ValueError, f"gradient '1' overlaps its {where}", params, [np.ones(8, np.float32), grad], state)
 
 
+@pytest.mark.parametrize("where", ["parameter", "square_avg", "momentum_buffer", "grad_avg", "ema"])
+def test_gradient_that_overlaps_another_leaf_writes_nothing(where):
+    """As with f = a * b, where the gradient of a is b itself."""
+    params = [np.ones(8), np.ones(8)]
+    state = rms.init(params, momentum=0.9, centered=True, ema=0.9)
+    other = params[0] if where == "parameter" else getattr(state, where)[0]
+    how = "is parameter '0' itself" if where == "parameter" else f"overlaps {where} '0' in memory"
+    message = f"gradient '1' {how}, which the step writes; pass a copy"
+    refused(ValueError, message, params, [np.ones(8), other], state)
+
+
+def test_gradient_that_overlaps_a_parameter_without_gradient_writes_nothing():
+    """Every parameter counts as written, whether it has a gradient at this call or not."""
+    params = [np.ones(8), np.ones(8)]
+    refused(ValueError, "gradient '1' is parameter '0' itself", params, [None, params[0]], rms.init(params))
+
+
+def test_gradients_may_overlap_each_other(rng):
+    grad = rng.standard_normal(9)
+    params = [rng.standard_normal(8) for _ in range(3)]
+    stepped_alike(options_of(), params, [grad[:8], grad[1:], grad[:8]])
+
+
+def test_overlap_is_looked_for_again_after_a_parameter_moved():
+    """The gradient is the same array that overlapped nothing at the last step."""
+    grad = np.ones(8)
+    state = rms.init([np.ones(8)])
+    rms.update_([np.ones(8)], [grad], state)
+    refused(ValueError, "gradient '0' overlaps its parameter", [grad[::-1]], [grad], state)
+
+
 def test_gradients_next_to_each_other_are_fine():
     memory = np.ones(24, np.float32)
     param = memory[8:16]
@@ -132,6 +163,16 @@ def test_parameter_moved_in_memory_is_followed(rng):
     refused(ValueError, r"the parameter has shape \(2, 2\), its square_avg has \(4,\)", param, np.ones(4), state)
     param.shape = (4,)
     rms.update_(param, np.ones(4), state)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("grad", [np.ones((4, 8))[:, ::2], rms.RowGrad([1], np.ones((1, 4)))], ids=["strided", "rows"])
+def test_a_reshaped_parameter_is_refused_for_every_kind_of_gradient(grad):
+    param = np.ones((4, 4))
+    state = rms.init(param)
+    rms.update_(param, grad, state)
+    param.shape = (2, 8)
+    refused(ValueError, r"the parameter has shape \(2, 8\), its square_avg has \(4, 4\)", param, grad, state)
 
 
 # ---- rows ----

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 from cases import options_of
-from conftest import stepped_alike
+from conftest import Schedule, stepped_alike
 
 import rmsprop_native as rms
 from rmsprop_native import Options
@@ -86,24 +86,6 @@ def test_the_first_group_is_the_base_even_if_no_leaf_has_it():
 def test_where_several_match_the_last_one_wins():
     groups, _ = group_leaves(Options(), {"a": {"lr": 0.5, "eps": 0.5}, "*": {"lr": 0.25}}, ["a"])
     assert groups[1].options == Options(lr=0.25, eps=0.5)
-
-
-class Schedule:
-    """A schedule that looks like any other, and can be neither hashed nor compared."""
-
-    __hash__ = None
-
-    def __init__(self, value):
-        self.value = value
-
-    def __call__(self, taken):
-        return self.value
-
-    def __repr__(self):
-        return "Schedule"
-
-    def __eq__(self, other):
-        raise RuntimeError("compared")
 
 
 def test_schedules_that_look_alike_stay_apart():

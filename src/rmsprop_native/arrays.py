@@ -154,12 +154,10 @@ def refusal(
     its_shape, its_dtype, strides = (getattr(np.ndarray, key).__get__(array) for key in ("shape", "dtype", "strides"))
     shown = shape if rows is None else f"{shape}; the values of {rows} rows have {(rows, *shape[1:])}"
     if reason == "overlap":
-        both = f"{name} and {other} " if name.startswith(("parameter", "the parameter")) else f"{name} "
-        if is_other:
-            return ValueError(f"{both}are the same array")
-        if both == f"{name} ":
-            return ValueError(f"{name} overlaps {other} in memory, which the step writes; pass a copy")
-        return ValueError(f"{both}overlap in memory")
+        if name.startswith(("parameter", "the parameter")):
+            return ValueError(f"{name} and {other} {'are the same array' if is_other else 'overlap in memory'}")
+        how = f"is {other} itself" if is_other else f"overlaps {other} in memory"
+        return ValueError(f"{name} {how}, which the step writes; pass a copy")
     accumulated = (
         "is a RowGrad, which cannot be accumulated: rows left out would be decayed. Values of rows given twice "
     )
