@@ -104,7 +104,7 @@ REFUSALS = {
         [ONES > 0],
         {},
         TypeError,
-        "gradient '0' has dtype bool; supported are float32, float64, complex64 and complex128",
+        "gradient '0' has dtype bool; supported are float32, complex64, float64 and complex128",
     ),
     "byte_order": (
         [ONES.copy()],

@@ -37,5 +37,5 @@ def test_every_other_type_of_numpy_is_refused():
     others = [np.dtype(code) for code in np.typecodes["All"] if np.dtype(code) not in supported]
     assert len(others) > 15
     for dtype in others:
-        with pytest.raises(TypeError, match="^the parameter has dtype .*; supported are float32, float64"):
+        with pytest.raises(TypeError, match="^the parameter has dtype .*; supported are float32"):
             rms.init(np.zeros(3, dtype))
