@@ -41,7 +41,13 @@ typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV
     X(nesterov_centered_l2##suffix, RMSP_MOMENTUM_NESTEROV, 1, 1, neutral)
 #define RMSP_VARIANTS(X) RMSP_STRUCTURES(X, 0, ) RMSP_STRUCTURES(X, 1, _neutral)
 
-#define RMSP_VARIANT_COUNT 24
+/* How many there are: counted by the list itself. */
+#define RMSP_PLUS_ONE(name, momentum, centered, l2, neutral) +1
+enum {
+    RMSP_STRUCTURE_COUNT = 0 RMSP_STRUCTURES(RMSP_PLUS_ONE, 0, ),
+    RMSP_VARIANT_COUNT = 0 RMSP_VARIANTS(RMSP_PLUS_ONE)
+};
+#undef RMSP_PLUS_ONE
 
 /* The coefficients of one step: X(name). Neutral values: grad_scale, bias_correction (1 / (1 - rho**t)), shrink (1 - lr
  * * decay, decoupled weight decay) and lr_out 1, clip_value +inf, eps 0. weight_decay is read by the l2 variants only.
@@ -84,11 +90,11 @@ static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l
 {
     const int neutral = coef->grad_scale == 1 && coef->clip_value == (double)INFINITY && coef->bias_correction == 1 &&
                         coef->shrink == 1 && (momentum != RMSP_MOMENTUM_NONE || coef->lr_out == 1);
-    return neutral * 12 + (int)momentum * 4 + (centered != 0) * 2 + (l2 != 0);
+    return neutral * RMSP_STRUCTURE_COUNT + (int)momentum * 4 + (centered != 0) * 2 + (l2 != 0);
 }
 
 /* The variant of the same structure for any coefficients. */
-static inline int rmsp_general_variant(int variant) { return variant % 12; }
+static inline int rmsp_general_variant(int variant) { return variant % RMSP_STRUCTURE_COUNT; }
 
 /* One fused pass over n elements of contiguous arrays of one dtype; coef is a rmsp_coef_f32 or a rmsp_coef_f64.
  * square_avg, and where the variant has them momentum_buffer and grad_avg, are updated with param; arrays that a

@@ -29,25 +29,46 @@ static int cpu_bits(int reg, unsigned bits, unsigned long long saved)
 #define HAS_FAST_AVX512 __builtin_cpu_supports("avx512vbmi2")
 #endif
 
-#define MAX_ISAS 3
-static const rmsp_isa *available[MAX_ISAS] = {&rmsp_isa_baseline}; /* best first */
+/* The tables that were compiled in, each with the question whether this machine runs it, best first. To add an
+ * instruction set: its lines here, and one in CMakeLists.txt. */
+extern const rmsp_isa rmsp_isa_baseline;
+static int always(void) { return 1; }
+#ifdef RMSP_HAVE_AVX2
+extern const rmsp_isa rmsp_isa_avx2;
+static int has_avx2(void) { return HAS_AVX2; }
+#endif
+#ifdef RMSP_HAVE_AVX512
+extern const rmsp_isa rmsp_isa_avx512;
+static int has_fast_avx512(void) { return HAS_AVX512 && HAS_FAST_AVX512; }
+static int has_slow_avx512(void) { return HAS_AVX512 && !HAS_FAST_AVX512; }
+#endif
+
+static const struct candidate {
+    const rmsp_isa *table;
+    int (*is_present)(void);
+} candidates[] = {
+#ifdef RMSP_HAVE_AVX512
+    {&rmsp_isa_avx512, has_fast_avx512},
+#endif
+#ifdef RMSP_HAVE_AVX2
+    {&rmsp_isa_avx2, has_avx2},
+#endif
+#ifdef RMSP_HAVE_AVX512
+    {&rmsp_isa_avx512, has_slow_avx512},
+#endif
+    {&rmsp_isa_baseline, always},
+};
+
+static const rmsp_isa *available[sizeof candidates / sizeof *candidates] = {&rmsp_isa_baseline};
 static int available_count = 1;
 static int active; /* an index of `available` */
 
 void rmsp_isa_init(void)
 {
     int count = 0;
-#ifdef RMSP_HAVE_AVX512
-    const int fast_avx512 = HAS_AVX512 && HAS_FAST_AVX512;
-    if (fast_avx512) available[count++] = &rmsp_isa_avx512;
-#endif
-#ifdef RMSP_HAVE_AVX2
-    if (HAS_AVX2) available[count++] = &rmsp_isa_avx2;
-#endif
-#ifdef RMSP_HAVE_AVX512
-    if (HAS_AVX512 && !fast_avx512) available[count++] = &rmsp_isa_avx512;
-#endif
-    available[count++] = &rmsp_isa_baseline;
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        if (candidates[i].is_present()) available[count++] = candidates[i].table;
+    }
     available_count = count;
     rmsp_store_int(&active, 0);
 }

@@ -19,12 +19,4 @@ typedef struct rmsp_isa {
 /* The table in use; another thread may change it at any time, so a run reads it once. */
 const rmsp_isa *rmsp_isa_active_table(void);
 
-extern const rmsp_isa rmsp_isa_baseline;
-#ifdef RMSP_HAVE_AVX2
-extern const rmsp_isa rmsp_isa_avx2;
-#endif
-#ifdef RMSP_HAVE_AVX512
-extern const rmsp_isa rmsp_isa_avx512;
-#endif
-
 #endif

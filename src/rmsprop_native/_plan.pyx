@@ -54,11 +54,7 @@ cdef tuple ARRAYS = ("parameter", "gradient", *BUFFERS)
 cdef dict MOMENTUM = {
     "none": c.RMSP_MOMENTUM_NONE, "classic": c.RMSP_MOMENTUM_CLASSIC, "nesterov": c.RMSP_MOMENTUM_NESTEROV
 }
-cdef enum:
-    COEFFICIENT_COUNT = 12
-
-if sizeof(c.rmsp_coef) != COEFFICIENT_COUNT * sizeof(double):
-    raise SystemError("rmsp_coef has other coefficients")
+cdef int COEFFICIENT_COUNT = sizeof(c.rmsp_coef) // sizeof(double)
 
 cdef dict NONFINITE = {"propagate": c.RMSP_PROPAGATE, "skip": c.RMSP_SKIP, "raise": c.RMSP_REPORT}
 
@@ -346,6 +342,8 @@ cdef class Plan:
                 made[i].centered, made[i].l2 = group.variant.centered, group.variant.l2
                 made[i].bias_correction, made[i].ema = group.bias_correction, group.ema
                 made[i].clip_norm = group.clip_norm
+                if len(group.numbers) != COEFFICIENT_COUNT:
+                    raise SystemError("Coefficients are not those of rmsp_coef")
                 for k in range(COEFFICIENT_COUNT):
                     (<double *>&made[i].coef)[k] = group.numbers[k]
                 if options.accumulate > 1:

@@ -159,9 +159,9 @@ def refusal(
         how = f"is {other} itself" if is_other else f"overlaps {other} in memory"
         return ValueError(f"{name} {how}, which the step writes; pass a copy")
     accumulated = (
-        "is a RowGrad, which cannot be accumulated: rows left out would be decayed. Values of rows given twice "
+        "is a RowGrad, which cannot be accumulated: rows left out would be decayed. "
+        "Values of rows given twice are summed: give the rows of all batches at once"
     )
-    accumulated += "are summed: give the rows of all batches at once"
     messages: dict[str, tuple[type[Exception], str]] = {
         "masked": (TypeError, "is a masked array; pass its .data or .filled(0)"),
         "unsupported": (TypeError, f"has dtype {its_dtype}; supported are {supported}"),
@@ -173,6 +173,9 @@ def refusal(
         "read_only": (ValueError, "is read-only"),
         "self_overlap": (ValueError, f"has strides {strides}: some of its elements share memory; copy it with .copy()"),
         "rows_accumulated": (ValueError, accumulated),
+        "row_outside": (IndexError, "has a row that its parameter has not"),
+        "row_order": (ValueError, "has rows that are not in increasing order, each once"),
+        "rows_strided": (ValueError, "has values that are not C-contiguous"),
     }
     kind, message = messages[reason]
     return kind(f"{name} {message}")

@@ -81,8 +81,8 @@ def set_num_threads(n: int | None) -> None:
     Parameters
     ----------
     n : int or None
-        From 1 to 4096; None for what OpenMP gives. Small steps stay on one thread in any case, and no step waits for a
-        thread that the system does not let run.
+        From 1 to 4096; None for what OpenMP gives. Small steps stay on one thread in any case, and no more threads run
+        than the calling thread's affinity mask has cores (`os.sched_getaffinity`).
 
     Raises
     ------
