@@ -356,7 +356,7 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param,
     *moved |= low != slot->low || high != slot->high;
     slot->low = low;
     slot->high = high;
-    for (int axis = 0; axis < slot->ndim; axis++) {
+    for (int axis = 0; axis < slot->ndim; axis++) { /* the same bytes may hold other elements */
         *moved |= slot->param_strides[axis] != param->strides[axis];
         slot->param_strides[axis] = param->strides[axis];
     }

@@ -108,7 +108,7 @@ cdef class Claim:
         take(self)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, traceback):  # named: a tuple of them would take memory, which may be missing
         release(self)
 
     @property

@@ -8,7 +8,7 @@ cimport cython
 from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.object cimport Py_EQ, PyObject
 
-from rmsprop_native.tree import DICT, EMPTY, LEAF, SEQUENCE
+from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
 
 cdef extern from "Python.h":
     bint PyDict_CheckExact(object o) noexcept
@@ -48,11 +48,13 @@ cdef class Node:
         self.kind = tree.kind
         self.count = len(tree.children)
         self.keys = tree.keys
-        if len(self.keys) != self.count:
-            raise ValueError("a structure has other keys than children")
         self.flat = tree.kind == SEQUENCE and tree.flat
         self.children = tuple([None if child.kind == LEAF else Node(child) for child in tree.children])
-        self.size = sum([1 if child is None else (<Node>child).size for child in self.children])
+        self.size = 0
+        for child in self.children:
+            self.size += 1 if child is None else (<Node>child).size
+        if len(self.keys) != self.count or (self.count and tree.kind not in (DICT, SEQUENCE, FIELDS)):
+            raise ValueError("the parts of the structure do not fit each other")
         self.key = rmsp_tuple_items(<PyObject *>self.keys)
         self.child = rmsp_tuple_items(<PyObject *>self.children)
 

@@ -17,12 +17,14 @@ import numpy as np
 
 cimport cython
 cimport numpy as cnp
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
+from libc.string cimport memcmp
 
 from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
@@ -40,7 +42,6 @@ cdef extern from "Python.h":
     Py_ssize_t PyList_GET_SIZE(object o) noexcept
     PyObject **PySequence_Fast_ITEMS(object o) noexcept
     PyObject *PyImport_GetModuleDict() noexcept
-    PyObject *PyDict_GetItemString(PyObject *d, const char *key) noexcept
     PyObject *PyModule_GetDict(PyObject *module) noexcept
     bint PyModule_Check(PyObject *o) noexcept
     bint PyDict_Check(PyObject *o) noexcept
@@ -107,13 +108,17 @@ cdef inline void describe_numpy(PyObject *o, c.rmsp_array *array) noexcept:
         array.type = -1
 
 
+# Names made beforehand: without memory for them a masked array would pass as a plain one.
+cdef str NUMPY_MA = "numpy.ma", MASKED_ARRAY = "MaskedArray"
+
+
 cdef bint is_masked(PyObject *o) noexcept:
     """Whether an array is a masked one; numpy.ma is not imported for it."""
     cdef PyObject *modules = PyImport_GetModuleDict()
-    cdef PyObject *found = PyDict_GetItemString(modules, "numpy.ma") if PyDict_Check(modules) else NULL
+    cdef PyObject *found = PyDict_GetItemWithError(<object>modules, NUMPY_MA) if PyDict_Check(modules) else NULL
     if found == NULL or not PyModule_Check(found):
         return False
-    found = PyDict_GetItemString(PyModule_GetDict(found), "MaskedArray")
+    found = PyDict_GetItemWithError(<object>PyModule_GetDict(found), MASKED_ARRAY)
     return found != NULL and PyType_Check(found) and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
 
 
@@ -165,7 +170,7 @@ cdef bint bind_others(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *gr
 
 
 def as_arrays(object structure, list leaves):
-    """The leaves as ndarrays proper, views where they are of a subclass.
+    """Views of the leaves as ndarrays proper, whose shapes and dtypes nobody else can change.
 
     Raises
     ------
@@ -179,8 +184,17 @@ def as_arrays(object structure, list leaves):
         if array.problem != c.RMSP_OK:
             name = title("parameter", tuple(structure.paths())[i])
             raise refusal(_core.reason_name(array.problem).decode(), name, leaf, supported=SUPPORTED)
-        arrays.append(leaf if type(leaf) is np.ndarray else np.ndarray.view(leaf, np.ndarray))
+        arrays.append(np.ndarray.view(leaf, np.ndarray))
     return arrays
+
+
+cdef inline bint is_number(object o, double number) noexcept:
+    """Whether an object is a float of the same bits: -0.0 is not 0.0, which gives other signs."""
+    cdef double value
+    if not PyFloat_Check(o):
+        return False
+    value = PyFloat_AS_DOUBLE(o)
+    return memcmp(&value, &number, sizeof(double)) == 0
 
 
 # ---- the plan ----
@@ -196,7 +210,7 @@ cdef class Plan:
     claim : Claim
         On the state.
     models : sequence of numpy.ndarray
-        For each leaf an array of its shape and dtype; not kept.
+        For each leaf an array of its shape and dtype, of which nobody else knows; not kept.
     buffers : dict of str to list of numpy.ndarray
         By the names of BUFFERS, for each leaf an array of its shape and dtype that nobody else resizes or frees; those
         of one leaf have the same strides, dense in some order of the axes.
@@ -227,8 +241,8 @@ cdef class Plan:
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
         self.kept = [buffers, memory]
-        if len(models) != structure.size or (self.root is not None and self.root.size != n):
-            raise ValueError("the structure has other leaves than there are arrays")
+        if len(models) != structure.size or n != (1 if self.root is None else self.root.size):
+            raise ValueError("the parts of the structure do not fit each other")
         self.plan.leaf_count = n
         self.plan.counts = &claim.counts
         self.plan.leaves = <c.rmsp_leaf *>PyMem_Calloc(n, sizeof(c.rmsp_leaf))
@@ -272,6 +286,8 @@ cdef class Plan:
         cdef list arrays = [buffers.get(name) for name in BUFFERS]
         for i, array in enumerate(models):
             describe(<PyObject *>array, &model)
+            if model.problem != c.RMSP_OK:
+                raise ValueError(f"model {i} is not an array of a supported dtype")
             slot = &self.plan.slots[i]
             slot.type = model.type
             slot.ndim = model.ndim
@@ -289,7 +305,9 @@ cdef class Plan:
                     continue
                 array = of_name[i]
                 describe(<PyObject *>array, &buffer)
-                if buffer.type != slot.type or buffer.ndim != slot.ndim or not buffer.flags & c.RMSP_WRITABLE:
+                if not buffer.flags & c.RMSP_WRITABLE:
+                    raise MemoryError()  # NumPy makes it so where it has no memory to ask the base
+                if buffer.type != slot.type or buffer.ndim != slot.ndim:
                     raise ValueError(f"{ARRAYS[k]} {i} is not an array like its parameter")
                 for axis in range(slot.ndim):
                     if buffer.shape[axis] != slot.shape[axis]:
@@ -405,11 +423,9 @@ cdef class Plan:
 
     cdef inline bint _has_numbers(self, object lr, object grad_scale) noexcept:
         """Whether the coefficients are those of the next step with these numbers, which are compared as floats only."""
-        if not self.ready or not PyFloat_Check(grad_scale) or PyFloat_AS_DOUBLE(grad_scale) != self.grad_scale:
+        if not self.ready or not is_number(grad_scale, self.grad_scale):
             return False
-        if lr is None:
-            return not self.has_lr
-        return self.has_lr and PyFloat_Check(lr) and PyFloat_AS_DOUBLE(lr) == self.lr
+        return not self.has_lr if lr is None else self.has_lr and is_number(lr, self.lr)
 
     # ---- the step ----
 
@@ -619,6 +635,8 @@ cdef class Plan:
                 continue
             pair = <tuple>self.prepared[i]
             describe(<PyObject *>pair[1], &self.described[n + i])
+            if self.described[n + i].problem == c.RMSP_ABSENT:
+                self.described[n + i].problem = c.RMSP_NOT_AN_ARRAY  # rows without values are not a missing gradient
             self.described[n + i].rows = <const ptrdiff_t *>cnp.PyArray_DATA(<cnp.ndarray>pair[0])
             self.described[n + i].row_count = <size_t>cnp.PyArray_DIM(<cnp.ndarray>pair[0], 0)
         return self._bind_described(param[0], grad[0])

@@ -197,6 +197,10 @@ def overlapping(tuple out):
     cdef c.rmsp_array one, other
     for i in range(1, len(out)):
         for j in range(i):
-            if describe(out[i], &one) and describe(out[j], &other) and _core.arrays_overlap(&one, &other):
+            if describe(out[i], &one) and describe(out[j], &other):
+                if _core.arrays_overlap(&one, &other):
+                    return j, i
+            # Results may be cast to outputs of other dtypes.
+            elif isinstance(out[i], np.ndarray) and isinstance(out[j], np.ndarray) and np.shares_memory(out[i], out[j]):
                 return j, i
     return None

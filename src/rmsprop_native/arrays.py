@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -74,7 +74,7 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
         If the parameter has no such row; the message names it.
     """
     name = title("gradient", path)
-    rows, values = np.array(grad.rows, subok=False), grad.values
+    rows, values = np.array(np.asarray(grad.rows)), grad.values  # copied here: __array__ may give what others know
     if rows.size == 0 and not isinstance(grad.rows, np.ndarray):
         rows = rows.astype(np.intp)
     if rows.dtype.kind not in "iu":
@@ -85,7 +85,7 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
     if outside.size:
         raise IndexError(f"{name} has row {rows[outside[0]]} at place {outside[0]}, its parameter has {shape[0]} rows")
     rows = rows.astype(np.intp, copy=False)
-    if not issubclass(type(values), np.ndarray) or isinstance(values, np.ma.MaskedArray):
+    if not issubclass(type(values), np.ndarray) or issubclass(type(values), np.ma.MaskedArray):
         return rows, values
     values = np.ndarray.view(values, np.ndarray)
     if values.shape[:1] != rows.shape:
@@ -146,8 +146,8 @@ def refusal(
     -------
     TypeError or ValueError
     """
-    if isinstance(array, RowGrad):
-        array = array.values
+    if issubclass(type(array), RowGrad):
+        array = cast("RowGrad", array).values
     if reason in ("absent", "not_an_array"):
         return TypeError(f"{name} is a {type(array).__name__}, not a numpy.ndarray")
     # By the properties of ndarray: a subclass may override them.

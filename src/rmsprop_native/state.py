@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class State:
     _options: Options
     _overrides: dict[str, dict[str, Any]]
     _plan: Plan
-    _steady: bool  # whether no schedule asks for other coefficients at each step
+    _steady: bool
     _structure: Tree
 
     def __init__(self) -> None:
@@ -176,9 +177,10 @@ class State:
                 raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
             groups, leaf_groups = group_leaves(options, self._overrides, self._paths())
             _form(groups, self._dtypes, None, 1.0, self.step)  # raises what the next step would
-            self._options = options
-            self._take_groups(groups, leaf_groups)
+            steady = _is_steady(groups)
+            # Nothing fails from here on.
             self._plan.forget_numbers()
+            self._options, self._groups, self._leaf_groups, self._steady = options, groups, leaf_groups, steady
 
     def copy(self) -> Self:
         """A state with the same values in arrays of its own.
@@ -221,6 +223,14 @@ class State:
             }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
+        with getattr(self, "_claim", nullcontext()):  # a state that is new has none
+            made = self._of_saved(saved)
+            for name in State.__slots__:
+                setattr(self, name, getattr(made, name))
+
+    @classmethod
+    def _of_saved(cls, saved: dict[str, Any]) -> Self:
+        """A new state of what `__getstate__` gave."""
         try:
             structure, overrides, buffers = saved["structure"], saved["overrides"], saved["buffers"]
             options = Options(**{name: getattr(saved["options"], name) for name in Options.__dataclass_fields__})
@@ -233,10 +243,12 @@ class State:
             models = as_arrays(structure, list(buffers["square_avg"]))
             if accumulated >= options.accumulate or set(seen) - {0, 1}:
                 raise ValueError("the parts of the state do not fit each other")
-        except (KeyError, TypeError, AttributeError) as error:
+            made = cls.__new__(cls)
+            _fill(made, structure, options, overrides, models)
+            made._take_over(buffers, step, skipped, accumulated, seen)
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no state can be made of what was saved: {error}") from error
-        _fill(self, structure, options, overrides, models)
-        self._take_over(buffers, step, skipped, accumulated, seen)
+        return made
 
     def _take_over(
         self, buffers: Mapping[str, list[Any]], step: int, skipped: int, accumulated: int, seen: bytes
@@ -250,10 +262,6 @@ class State:
                     raise ValueError(f"an array of {name} is not of the shape and dtype of its square_avg")
                 array[...] = values
         self._claim.set_counts(step, skipped, accumulated, seen)
-
-    def _take_groups(self, groups: list[LeafOptions], leaf_groups: tuple[int, ...]) -> None:
-        self._groups, self._leaf_groups = groups, leaf_groups
-        self._steady = not any(callable(options.lr) for options, _ in groups)
 
     def _paths(self) -> list[str]:
         return list(self._structure.paths())
@@ -270,6 +278,11 @@ def _count(name: str, value: object) -> int:
     if not 0 <= count < 2**53:
         raise ValueError(f"{name} must be in [0, 2**53), got {count}")
     return count
+
+
+def _is_steady(groups: list[LeafOptions]) -> bool:
+    """Whether no schedule asks for other coefficients at each step."""
+    return not any(callable(options.lr) for options, _ in groups)
 
 
 def _form(
@@ -322,7 +335,8 @@ def _fill(
     state._structure = structure
     state._options = options
     state._overrides = check_overrides(overrides)
-    state._take_groups(*group_leaves(options, state._overrides, paths))
+    state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
+    state._steady = _is_steady(state._groups)
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
     made = {name: allocate(name, models) for name in options.buffers}
     state._buffers = {name: arrays for name, (arrays, _) in made.items()}

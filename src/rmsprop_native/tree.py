@@ -89,7 +89,8 @@ class Tree:
         """The path of each leaf, keys joined by dots: ``"layer1.w"``, ``"0"``; ``""`` for a lone array."""
         if self.kind == LEAF:
             yield prefix
-        names = getattr(self.container, "_fields", self.keys)
+        container: Any = self.container
+        names = container._fields if _is_namedtuple(container) else self.keys
         for name, child in zip(names, self.children, strict=True):
             if child.kind == LEAF:
                 yield join(prefix, name)
@@ -181,8 +182,8 @@ class Tree:
             for key, value in fields.items():
                 object.__setattr__(new, key, value)
             return new
-        if hasattr(self.container, "_fields"):
-            return self.container(*values)
+        if _is_namedtuple(self.container):
+            return tuple.__new__(self.container, values)  # a subclass may have a __new__ of other arguments
         return values if issubclass(self.container, list) and not read_only else tuple(values)
 
 
@@ -233,6 +234,10 @@ def _structure(tree: Any, leaves: list[Any]) -> Tree:
         leaves.append(tree)
         return _LEAF
     return Tree(kind, type(tree), keys, tuple([_structure(value, leaves) for value in values]))
+
+
+def _is_namedtuple(container: Any) -> bool:
+    return container is not None and issubclass(container, tuple) and hasattr(container, "_fields")
 
 
 def join(prefix: str, name: object) -> str:
