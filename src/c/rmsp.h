@@ -316,6 +316,9 @@ typedef struct rmsp_plan {
     rmsp_work work;
 } rmsp_plan;
 
+/* The strides of a dense array with elements of `size` bytes and the order of axes that `strides` have. */
+void rmsp_dense_strides(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense);
+
 /* Binds arrays to the plan: RMSP_OK, or the first reason to refuse them, and which they are. Parameters and gradients
  * may have any layout. grads is NULL where there are none yet, and every parameter is to be written later. Of what the
  * descriptors point to only the data of the arrays is kept, and the rows of gradients. */

@@ -142,6 +142,17 @@ static void slowest_first(int ndim, const ptrdiff_t *strides, int *order)
     }
 }
 
+void rmsp_dense_strides(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense)
+{
+    int order[RMSP_MAX_NDIM];
+    ptrdiff_t stride = (ptrdiff_t)size;
+    slowest_first(ndim, strides, order);
+    for (int k = ndim - 1; k >= 0; k--) {
+        dense[order[k]] = stride;
+        stride *= shape[order[k]] > 0 ? shape[order[k]] : 1;
+    }
+}
+
 /* Whether elements of one array may share memory: where not, each stride reaches over all that the smaller ones span.
  */
 static int overlaps_itself(const rmsp_array *array)

@@ -7,6 +7,9 @@ from rmsprop_native cimport rmsp as c
 
 cdef const c.rmsp_dtype_info *dtype_info(int dtype) noexcept nogil
 cdef const char *reason_name(c.rmsp_reason reason) noexcept nogil
+cdef void dense_strides(
+    int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense
+) noexcept nogil
 cdef c.rmsp_reason bind(
     c.rmsp_plan *plan, const c.rmsp_array *params, const c.rmsp_array *grads, c.rmsp_refusal *where
 ) noexcept nogil

@@ -6,6 +6,7 @@ The other compiled modules call the library through the functions of _core.pxd.
 
 cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
@@ -23,6 +24,12 @@ cdef const c.rmsp_dtype_info *dtype_info(int dtype) noexcept nogil:
 
 cdef const char *reason_name(c.rmsp_reason reason) noexcept nogil:
     return c.rmsp_reason_name(reason)
+
+
+cdef void dense_strides(
+    int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense
+) noexcept nogil:
+    c.rmsp_dense_strides(ndim, shape, strides, size, dense)
 
 
 cdef c.rmsp_reason bind(
@@ -130,6 +137,15 @@ cdef class Claim:
     def seen(self):
         """For each leaf a byte: whether it had a gradient since the last step, while accumulating."""
         return bytes(self.counts.seen[: self.leaf_count])
+
+    def copy(self):
+        """A claim with the same counts, not taken; the caller has this one."""
+        cdef Claim new = Claim(self.leaf_count)
+        cdef unsigned char *seen = new.counts.seen
+        memcpy(seen, self.counts.seen, self.leaf_count)
+        new.counts = self.counts
+        new.counts.seen = seen
+        return new
 
     def set_counts(self, long long steps, long long skipped, long long accumulated, bytes seen):
         """Set the counts; the caller has the claim, or is the only one who knows of it."""

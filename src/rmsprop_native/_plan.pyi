@@ -1,7 +1,4 @@
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import Any, Self
 from numpy.typing import NDArray
 
 from rmsprop_native._core import Claim
@@ -18,10 +15,12 @@ class Plan:
         self,
         structure: Tree,
         claim: Claim,
-        models: Sequence[NDArray[Any]],
-        buffers: dict[str, list[NDArray[Any]]],
-        memory: list[NDArray[np.uint8]],
+        models: list[NDArray[Any]],
+        names: tuple[str, ...],
     ) -> None: ...
+    def arrays(self, name: str) -> list[NDArray[Any]]: ...
+    def copy_params(self, params: Any) -> Any: ...
+    def copy(self, claim: Claim) -> Self: ...
     def set_numbers(
         self,
         groups: list[Group],

@@ -24,13 +24,14 @@ from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy, memset
 
 from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
 from rmsprop_native._leaves cimport Node, borrow
 
 from rmsprop_native.arrays import RowGrad, merge_rows, refusal, title
+from rmsprop_native.buffers import PAGE, place
 from rmsprop_native.tree import LEAF
 
 cnp.import_array()
@@ -48,6 +49,12 @@ cdef extern from "Python.h":
     bint PyType_Check(PyObject *o) noexcept
     PyTypeObject PyTuple_Type, PyList_Type
 
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_New(
+        PyTypeObject *subtype, int nd, cnp.npy_intp *dims, int type_num, cnp.npy_intp *strides, void *data,
+        int itemsize, int flags, PyObject *like
+    )
+
 # The arrays of a state, in the order of the enum that begins with RMSP_PARAM, RMSP_GRAD.
 BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
 
@@ -56,6 +63,7 @@ cdef dict MOMENTUM = {
     "none": c.RMSP_MOMENTUM_NONE, "classic": c.RMSP_MOMENTUM_CLASSIC, "nesterov": c.RMSP_MOMENTUM_NESTEROV
 }
 cdef int COEFFICIENT_COUNT = sizeof(c.rmsp_coef) // sizeof(double)
+cdef int BUFFER_COUNT = len(BUFFERS)
 
 cdef dict NONFINITE = {"propagate": c.RMSP_PROPAGATE, "skip": c.RMSP_SKIP, "raise": c.RMSP_REPORT}
 
@@ -88,6 +96,14 @@ cdef str fill_type_of_num():
 
 
 SUPPORTED = fill_type_of_num()
+
+
+cdef int num_of_type(int type) noexcept:
+    """NumPy's number of a type of the library."""
+    cdef int num = 0
+    while type_of_num[num] != type:
+        num += 1
+    return num
 
 
 cdef inline void describe_numpy(PyObject *o, c.rmsp_array *array) noexcept:
@@ -197,11 +213,38 @@ cdef inline bint is_number(object o, double number) noexcept:
     return memcmp(&value, &number, sizeof(double)) == 0
 
 
+cdef object copy_tree(Node node, object tree):
+    """A copy of a tree of usual containers and ndarrays proper; NotImplemented for any other."""
+    cdef Py_ssize_t i
+    cdef list copies = []
+    cdef tuple keys, values
+    if node is None:
+        return cnp.PyArray_NewCopy(tree, cnp.NPY_KEEPORDER) if type(tree) is np.ndarray else NotImplemented
+    if type(tree) is dict:
+        keys, values = tuple(tree), tuple((<dict>tree).values())
+    elif type(tree) is list or type(tree) is tuple:
+        keys, values = None, tuple(tree)
+    elif tree is None and node.count == 0:
+        return None
+    else:
+        return NotImplemented
+    if len(values) != node.count or (keys is not None and keys != node.keys):
+        return NotImplemented
+    for i in range(node.count):
+        copy = copy_tree(<Node>node.children[i], values[i])
+        if copy is NotImplemented:
+            return NotImplemented
+        copies.append(copy)
+    if keys is not None:
+        return dict(zip(keys, copies))
+    return copies if type(tree) is list else tuple(copies)
+
+
 # ---- the plan ----
 
 @cython.final
 cdef class Plan:
-    """What is known of the arrays of one state, laid out for one call of the library a step.
+    """The buffers of one state, and what is known of its arrays, laid out for one call of the library a step.
 
     Parameters
     ----------
@@ -209,20 +252,21 @@ cdef class Plan:
         Of the parameters.
     claim : Claim
         On the state.
-    models : sequence of numpy.ndarray
-        For each leaf an array of its shape and dtype, of which nobody else knows; not kept.
-    buffers : dict of str to list of numpy.ndarray
-        By the names of BUFFERS, for each leaf an array of its shape and dtype that nobody else resizes or frees; those
-        of one leaf have the same strides, dense in some order of the axes.
-    memory : list of numpy.ndarray
-        The pieces of memory in which the buffers lie.
+    models : list of numpy.ndarray
+        For each leaf an array of its shape, dtype and memory order, of which nobody else knows; not kept.
+    names : tuple of str
+        The buffers that the state has, of those in BUFFERS. They are made here, of zeros.
     """
     cdef c.rmsp_plan plan
     cdef _core.Claim claim
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
-    cdef list kept  # the buffers and their memory
+    cdef tuple names
+    cdef object memory  # of the buffers: an ndarray of bytes, which nobody else has
+    cdef char *base  # the first page in it
+    cdef size_t size  # from there on
     cdef ptrdiff_t *shapes  # of all leaves, each followed by the strides of its state and of its parameter
+    cdef size_t shape_count
     cdef c.rmsp_axis *axes
     cdef double *sums
     cdef c.rmsp_work whole  # where every leaf has a gradient of all elements
@@ -235,33 +279,44 @@ cdef class Plan:
     cdef bint steady, has_lr
     cdef double lr, grad_scale
 
-    def __init__(self, object structure, _core.Claim claim, object models, dict buffers, list memory):
-        cdef size_t i, n = structure.size
+    def __init__(self, object structure, _core.Claim claim, list models, tuple names):
         self.structure = structure
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
-        self.kept = [buffers, memory]
-        if len(models) != structure.size or n != (1 if self.root is None else self.root.size):
+        self.names = names
+        if len(models) != structure.size or <size_t>len(models) != (1 if self.root is None else self.root.size):
             raise ValueError("the parts of the structure do not fit each other")
+        starts, size = place(names, models)
+        self._allocate(structure.size, 3 * sum([model.ndim for model in models]), size)
+        memset(self.base, 0, self.size)  # the pages are taken here, and not within the first step
+        self._fill_slots(models, starts)
+
+    cdef int _allocate(self, size_t n, size_t shape_count, size_t size) except -1:
+        """Get memory for so many leaves, lengths and strides, and bytes of buffers."""
         self.plan.leaf_count = n
-        self.plan.counts = &claim.counts
+        self.plan.counts = &self.claim.counts
+        self.shape_count = shape_count
         self.plan.leaves = <c.rmsp_leaf *>PyMem_Calloc(n, sizeof(c.rmsp_leaf))
         self.plan.slots = <c.rmsp_slot *>PyMem_Calloc(n, sizeof(c.rmsp_slot))
         self.plan.extras = <c.rmsp_extra *>PyMem_Calloc(n, sizeof(c.rmsp_extra))
-        self.plan.memory = <c.rmsp_range *>PyMem_Calloc(len(memory), sizeof(c.rmsp_range))
-        self.plan.ranges = <c.rmsp_range *>PyMem_Calloc(n + len(memory), sizeof(c.rmsp_range))
+        self.plan.memory = <c.rmsp_range *>PyMem_Calloc(1, sizeof(c.rmsp_range))
+        self.plan.ranges = <c.rmsp_range *>PyMem_Calloc(n + 1, sizeof(c.rmsp_range))
         self.leaves = <PyObject **>PyMem_Calloc(2 * n, sizeof(PyObject *))
-        self.shapes = <ptrdiff_t *>PyMem_Calloc(3 * sum([model.ndim for model in models]), sizeof(ptrdiff_t))
+        self.shapes = <ptrdiff_t *>PyMem_Calloc(shape_count, sizeof(ptrdiff_t))
         if self.plan.leaves == NULL or self.plan.slots == NULL or self.plan.extras == NULL or self.leaves == NULL:
             raise MemoryError()
         if self.plan.memory == NULL or self.plan.ranges == NULL or self.shapes == NULL:
             raise MemoryError()
-        for i, piece in enumerate(memory):
-            self.plan.memory[i].low = <uintptr_t>cnp.PyArray_DATA(<cnp.ndarray?>piece)
-            self.plan.memory[i].high = self.plan.memory[i].low + <size_t>cnp.PyArray_NBYTES(<cnp.ndarray?>piece)
-            self.plan.memory[i].leaf = <size_t>-1
-            self.plan.memory_count += 1
-        self._fill_slots(models, buffers)
+        cdef cnp.npy_intp length = size + <size_t>PAGE
+        self.memory = cnp.PyArray_EMPTY(1, &length, cnp.NPY_UINT8, 0)
+        self.base = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
+        self.base += -<uintptr_t>self.base % <uintptr_t>PAGE
+        self.size = size
+        self.plan.memory[0].low = <uintptr_t>self.base
+        self.plan.memory[0].high = <uintptr_t>self.base + size
+        self.plan.memory[0].leaf = <size_t>-1
+        self.plan.memory_count = 1
+        return 0
 
     def __dealloc__(self):
         PyMem_Free(self.plan.leaves)
@@ -276,18 +331,16 @@ cdef class Plan:
         PyMem_Free(self.sums)
         PyMem_Free(self.described)
 
-    cdef int _fill_slots(self, object models, dict buffers) except -1:
+    cdef int _fill_slots(self, list models, list starts) except -1:
         cdef size_t i
-        cdef int k, axis
+        cdef int axis
         cdef ptrdiff_t *shapes = self.shapes
-        cdef c.rmsp_array model, buffer
+        cdef c.rmsp_array model
         cdef c.rmsp_slot *slot
-        cdef void *data[c.RMSP_ARRAY_COUNT]
-        cdef list arrays = [buffers.get(name) for name in BUFFERS]
-        for i, array in enumerate(models):
-            describe(<PyObject *>array, &model)
+        for i in range(self.plan.leaf_count):
+            describe(<PyObject *>models[i], &model)
             if model.problem != c.RMSP_OK:
-                raise ValueError(f"model {i} is not an array of a supported dtype")
+                raise ValueError(f"the array of leaf {i} is not supported")
             slot = &self.plan.slots[i]
             slot.type = model.type
             slot.ndim = model.ndim
@@ -298,36 +351,84 @@ cdef class Plan:
             for axis in range(model.ndim):
                 shapes[axis] = model.shape[axis]
                 slot.n *= <size_t>model.shape[axis]
-            for k in range(<int>c.RMSP_SQUARE_AVG, <int>c.RMSP_ARRAY_COUNT):
-                data[k] = NULL
-                of_name = arrays[k - <int>c.RMSP_SQUARE_AVG]
-                if of_name is None:
-                    continue
-                array = of_name[i]
-                describe(<PyObject *>array, &buffer)
-                if not buffer.flags & c.RMSP_WRITABLE:
-                    raise MemoryError()  # NumPy makes it so where it has no memory to ask the base
-                if buffer.type != slot.type or buffer.ndim != slot.ndim:
-                    raise ValueError(f"{ARRAYS[k]} {i} is not an array like its parameter")
-                for axis in range(slot.ndim):
-                    if buffer.shape[axis] != slot.shape[axis]:
-                        raise ValueError(f"{ARRAYS[k]} {i} has another shape than its parameter")
-                    if k == c.RMSP_SQUARE_AVG:
-                        shapes[model.ndim + axis] = buffer.strides[axis]
-                    elif buffer.strides[axis] != slot.strides[axis]:
-                        raise ValueError(f"{ARRAYS[k]} {i} has other strides than its square_avg")
-                data[k] = buffer.data
-                if k < c.RMSP_STEP_ARRAYS:
-                    self.plan.leaves[i].array[k] = buffer.data
+            _core.dense_strides(
+                model.ndim, model.shape, model.strides, cnp.PyArray_ITEMSIZE(<cnp.ndarray>models[i]), shapes + model.ndim
+            )
             shapes += 3 * model.ndim
-            self.plan.extras[i].ema = data[<int>c.RMSP_EMA]
-            self.plan.extras[i].grad_sum = data[<int>c.RMSP_GRAD_SUM]
             self.plan.leaves[i].n = slot.n
             self.plan.leaves[i].dtype = slot.type & ~c.RMSP_PAIRS
             # For the sum of the work any address does for the gradient.
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = self.plan.leaves
         self.whole = _core.plan_work(&self.plan)
+        for name, of_name in zip(self.names, starts, strict=True):
+            axis = BUFFERS.index(name)
+            for i in range(self.plan.leaf_count):
+                self._buffer(i, axis)[0] = self.base + <size_t>of_name[i]
         return 0
+
+    cdef inline void **_buffer(self, size_t i, int place) noexcept:
+        """Where the plan keeps the address of a leaf's buffer, by its place in BUFFERS."""
+        cdef int k = c.RMSP_SQUARE_AVG + place
+        if k < c.RMSP_STEP_ARRAYS:
+            return &self.plan.leaves[i].array[k]
+        return &self.plan.extras[i].ema if k == c.RMSP_EMA else &self.plan.extras[i].grad_sum
+
+    def arrays(self, str name):
+        """The buffers `name` of all leaves, as arrays that nobody else has: they can be reshaped, and not resized."""
+        cdef size_t i
+        cdef int place = BUFFERS.index(name)
+        cdef c.rmsp_slot *slot
+        cdef list arrays = []
+        cdef cnp.ndarray array
+        for i in range(self.plan.leaf_count):
+            slot = &self.plan.slots[i]
+            array = <cnp.ndarray>PyArray_New(
+                NDARRAY, slot.ndim, <cnp.npy_intp *>slot.shape, num_of_type(slot.type),
+                <cnp.npy_intp *>slot.strides, self._buffer(i, place)[0], 0, cnp.NPY_ARRAY_WRITEABLE, NULL
+            )
+            cnp.set_array_base(array, self.memory)
+            arrays.append(array)
+        return arrays
+
+    def copy_params(self, object params):
+        """A copy of parameters in exact lists, tuples and dicts; NotImplemented where they have other containers, arrays
+        of a subclass, or another structure."""
+        return copy_tree(self.root, params)
+
+    def copy(self, _core.Claim claim):
+        """A plan with the same numbers and buffers of its own; the caller has this one's claim.
+
+        Parameters
+        ----------
+        claim : Claim
+            Of the new plan's state.
+        """
+        cdef Plan new = Plan.__new__(Plan)
+        cdef size_t i, k, n = self.plan.leaf_count
+        cdef ptrdiff_t moved
+        cdef c.rmsp_slot *slot
+        cdef void **buffer
+        new.structure, new.claim, new.root, new.names = self.structure, claim, self.root, self.names
+        new._allocate(n, self.shape_count, self.size)
+        memcpy(new.base, self.base, self.size)
+        memcpy(new.shapes, self.shapes, self.shape_count * sizeof(ptrdiff_t))
+        moved = <char *>new.shapes - <char *>self.shapes
+        for i in range(n):
+            slot = &new.plan.slots[i]
+            slot.type, slot.ndim, slot.n = self.plan.slots[i].type, self.plan.slots[i].ndim, self.plan.slots[i].n
+            slot.shape = <const ptrdiff_t *>(<const char *>self.plan.slots[i].shape + moved)
+            slot.strides = slot.shape + slot.ndim
+            slot.param_strides = <ptrdiff_t *>slot.strides + slot.ndim
+            new.plan.leaves[i].n = slot.n
+            new.plan.leaves[i].dtype = self.plan.leaves[i].dtype
+            new.plan.leaves[i].group = self.plan.leaves[i].group
+            for k in range(BUFFER_COUNT):
+                buffer = self._buffer(i, k)
+                if buffer[0] != NULL:
+                    new._buffer(i, k)[0] = new.base + (<char *>buffer[0] - self.base)
+        new.whole = self.whole
+        new._copy_numbers(self)
+        return new
 
     # ---- numbers ----
 
@@ -388,7 +489,6 @@ cdef class Plan:
     cdef int _set_rules(self, list groups, object options) except -1:
         """What holds for all leaves, by which a plan is bound in another way."""
         cdef c.rmsp_rules rules
-        cdef size_t i, spans = 0
         rules.accumulate = options.accumulate
         rules.grad_scale = groups[0].numbers.grad_scale
         rules.clip_global_norm = float("inf") if options.clip_global_norm is None else options.clip_global_norm
@@ -397,16 +497,6 @@ cdef class Plan:
             [group.clip_norm < rules.clip_global_norm for group in groups]
         )
         rules.averages = options.ema is not None
-        if (rules.clips or rules.nonfinite != c.RMSP_PROPAGATE) and self.sums == NULL:
-            for i in range(self.plan.leaf_count):
-                spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
-            self.sums = <double *>PyMem_Calloc(spans, sizeof(double))
-            if self.sums == NULL:
-                raise MemoryError()
-            spans = 0
-            for i in range(self.plan.leaf_count):
-                self.plan.extras[i].span_sums = self.sums + spans
-                spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
         if (
             rules.accumulate != self.plan.rules.accumulate
             or rules.clips != self.plan.rules.clips
@@ -415,6 +505,39 @@ cdef class Plan:
         ):
             self.plan.bound = 0
         self.plan.rules = rules
+        self._make_sums()
+        return 0
+
+    cdef int _copy_numbers(self, Plan other) except -1:
+        if not other.ready:
+            return 0
+        self.plan.groups = <c.rmsp_group *>PyMem_Calloc(other.plan.group_count, sizeof(c.rmsp_group))
+        if self.plan.groups == NULL:
+            raise MemoryError()
+        memcpy(self.plan.groups, other.plan.groups, other.plan.group_count * sizeof(c.rmsp_group))
+        self.plan.group_count = other.plan.group_count
+        self.plan.rules = other.plan.rules
+        self._make_sums()
+        self.groups = other.groups
+        self.steady, self.has_lr = other.steady, other.has_lr
+        self.lr, self.grad_scale = other.lr, other.grad_scale
+        self.ready = True
+        return 0
+
+    cdef int _make_sums(self) except -1:
+        """Make room for the sums of squares of spans, if the rules look at norms."""
+        cdef size_t i, spans = 0
+        if self.sums != NULL or not (self.plan.rules.clips or self.plan.rules.nonfinite != c.RMSP_PROPAGATE):
+            return 0
+        for i in range(self.plan.leaf_count):
+            spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
+        self.sums = <double *>PyMem_Calloc(spans, sizeof(double))
+        if self.sums == NULL:
+            raise MemoryError()
+        spans = 0
+        for i in range(self.plan.leaf_count):
+            self.plan.extras[i].span_sums = self.sums + spans
+            spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
         return 0
 
     def forget_numbers(self):
@@ -694,6 +817,4 @@ cdef class Plan:
         )
 
     cdef object _dtype(self, size_t i):
-        cdef int type = self.plan.slots[i].type
-        code = chr(_core.dtype_info(type & ~c.RMSP_PAIRS).code)
-        return np.dtype(code.upper() if type & c.RMSP_PAIRS else code)
+        return cnp.PyArray_DescrFromType(num_of_type(self.plan.slots[i].type))

@@ -120,8 +120,10 @@ def update(
     (array([ 1., -2.]), 0)
     """
     with state._claim:  # no step may come between the two copies
-        leaves, structure = flatten(params)
-        new_params = structure.unflatten(map(_copied, leaves))
+        new_params = state._plan.copy_params(params)
+        if new_params is NotImplemented:
+            leaves, structure = flatten(params)
+            new_params = structure.unflatten(map(_copied, leaves))
         new_state = state._copy()
     return update_(new_params, grads, new_state, lr=lr, grad_scale=grad_scale), new_state
 

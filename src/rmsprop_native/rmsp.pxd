@@ -181,6 +181,9 @@ cdef extern from "rmsp.h" nogil:
 
     const rmsp_dtype_info rmsp_dtypes[1]
     const char *rmsp_reason_name(rmsp_reason reason) noexcept
+    void rmsp_dense_strides(
+        int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense
+    ) noexcept
     rmsp_reason rmsp_bind(
         rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where
     ) noexcept

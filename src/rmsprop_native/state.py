@@ -10,7 +10,6 @@ import numpy as np
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, as_arrays
-from rmsprop_native.buffers import allocate, view
 from rmsprop_native.coefficients import check_dtype, check_initial, group_of, resolve_lr
 from rmsprop_native.options import Options, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves
@@ -56,7 +55,6 @@ class State:
     """
 
     __slots__ = (
-        "_buffers",
         "_claim",
         "_dtypes",
         "_groups",
@@ -68,7 +66,6 @@ class State:
         "_structure",
     )
 
-    _buffers: dict[str, list[NDArray[Any]]]
     _claim: Claim
     _dtypes: frozenset[np.dtype[Any]]
     _groups: list[LeafOptions]
@@ -139,9 +136,9 @@ class State:
         return self._tree("grad_sum")
 
     def _tree(self, name: str) -> Any:
-        if name not in self._buffers:
+        if name not in self._options.buffers:
             return None
-        return self._structure.unflatten(map(view, self._buffers[name]), read_only=True)
+        return self._structure.unflatten(iter(self._plan.arrays(name)), read_only=True)
 
     def replace(self, **changes: Any) -> None:
         """Change hyper-parameters from the next step on; those that `overrides` set for a leaf stay.
@@ -205,8 +202,10 @@ class State:
     def _copy(self) -> Self:
         """`copy` for a caller that has the claim."""
         new = type(self).__new__(type(self))
-        _fill(new, self._structure, self._options, self._overrides, self._buffers["square_avg"])
-        new._take_over(self._buffers, self.step, self.skipped, self.accumulated, self._claim.seen)
+        for name in self.__slots__:
+            setattr(new, name, getattr(self, name))
+        new._claim = self._claim.copy()
+        new._plan = self._plan.copy(new._claim)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,7 +218,9 @@ class State:
                 "skipped": self.skipped,
                 "accumulated": self.accumulated,
                 "seen": self._claim.seen,
-                "buffers": {name: [array.copy(order="K") for array in of] for name, of in self._buffers.items()},
+                "buffers": {
+                    name: [array.copy(order="K") for array in self._plan.arrays(name)] for name in self._options.buffers
+                },
             }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
@@ -254,7 +255,8 @@ class State:
         self, buffers: Mapping[str, list[Any]], step: int, skipped: int, accumulated: int, seen: bytes
     ) -> None:
         """Copy the values of another state."""
-        for name, arrays in self._buffers.items():
+        for name in self._options.buffers:
+            arrays = self._plan.arrays(name)
             if len(buffers[name]) != len(arrays):
                 raise ValueError(f"{name} has {len(buffers[name])} arrays, the state {len(arrays)} leaves")
             for array, values in zip(arrays, buffers[name], strict=True):
@@ -338,10 +340,8 @@ def _fill(
     state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
     state._steady = _is_steady(state._groups)
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
-    made = {name: allocate(name, models) for name in options.buffers}
-    state._buffers = {name: arrays for name, (arrays, _) in made.items()}
     state._claim = Claim(structure.size)
-    state._plan = Plan(structure, state._claim, models, state._buffers, [memory for _, memory in made.values()])
+    state._plan = Plan(structure, state._claim, models, options.buffers)
 
 
 def init(
@@ -402,10 +402,11 @@ def init(
         check_initial(checked, dtype)
     _form(state._groups, state._dtypes, None, 1.0, 0)  # raises what the first step would
     if checked.initial_square_avg != 0:
-        for array in state._buffers["square_avg"]:
+        for array in state._plan.arrays("square_avg"):
             # A complex number starts as two reals: the same in both.
             start = checked.initial_square_avg
             array.fill(start if array.dtype.kind == "f" else complex(start, start))
-    for array, model in zip(state._buffers.get("ema", ()), models, strict=False):
-        array[...] = model
+    if checked.ema is not None:
+        for array, model in zip(state._plan.arrays("ema"), models, strict=True):
+            array[...] = model
     return state

@@ -227,7 +227,7 @@ def _structure(tree: Any, leaves: list[Any]) -> Tree:
         keys = tuple(range(len(values)))
     elif isinstance(tree, Record):
         kind, keys, values = FIELDS, tuple(vars(tree)), list(vars(tree).values())
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    elif hasattr(type(tree), "__dataclass_fields__"):
         kind, keys = FIELDS, tuple(field.name for field in dataclasses.fields(tree))
         values = [getattr(tree, key) for key in keys]
     else:
