@@ -327,7 +327,7 @@ def test_dict_that_loses_its_keys_in_the_middle_of_the_walk():
 
     grads.update(a=Loses(w=np.ones(3)), b=np.ones(3))
     pair = Pair({"a": {"w": np.ones(3)}, "b": np.ones(3)})
-    pair.refused(KeyError, "b", grads)
+    pair.refused(ValueError, "gradient 'b' is missing", grads)
     pair.step({"a": {"w": np.ones(3)}, "b": np.ones(3)})
 
 
@@ -634,3 +634,18 @@ def test_no_reference_is_lost_or_kept_by_calls_that_fail():
     after = sys.getrefcount(leaf), sys.getrefcount(params["w"]), sys.getrefcount(None)
     assert after[:2] == before[:2]
     assert abs(after[2] - before[2]) < 50
+
+
+def test_a_dataclass_without_one_of_its_fields_is_refused():
+    @dataclasses.dataclass
+    class Net:
+        w: np.ndarray
+        b: np.ndarray
+
+    params, grads = (Net(np.ones(2), np.ones(3)) for _ in range(2))
+    state = rms.init(params)
+    del grads.b
+    with pytest.raises(ValueError, match="gradient 'b' is missing"):
+        rms.update_(params, grads, state)
+    assert (params.w == 1).all()
+    assert state.step == 0

@@ -240,3 +240,9 @@ def test_300_000_leaves():
     assert all(same_bits(params[i], params[0]) for i in range(0, 300_000, 1000))
     with pytest.raises(ValueError, match=r"parameter '0' and parameter '299999' are the same array"):
         rms.update_([params[-1], *params[1:]], grads, state)
+
+
+def test_no_memory_is_taken_for_parameters_that_are_refused():
+    """A read-only view of one number as 2**45 of them has nothing to be allocated for."""
+    with pytest.raises(ValueError, match="the parameter is read-only"):
+        rms.init(np.broadcast_to(0.0, (2**45,)))

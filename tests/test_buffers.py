@@ -7,10 +7,17 @@ import pytest
 from cases import LAYOUTS
 
 import rmsprop_native as rms
-from rmsprop_native.buffers import allocate, view
+from rmsprop_native.buffers import PAGE, place
 
 NAMES = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
-PAGE, LINE = 4096, 64
+LINE = 64
+
+
+def made(name, models):
+    """The buffers of that name of a state whose parameters are `models`, and the memory of all its buffers."""
+    state = rms.init(list(models), momentum=0.9, centered=True, ema=0.9, accumulate=2)
+    arrays = list(getattr(state, name))
+    return arrays, arrays[0].base if arrays else None
 
 
 def start_of(array):
@@ -39,7 +46,7 @@ def test_large_buffers_and_their_parameter_start_at_other_places_in_a_page(dtype
 @pytest.mark.parametrize("name", NAMES)
 def test_every_large_buffer_has_the_place_of_its_name(name):
     models = [np.zeros(n, np.float32) for n in (1024, 3, 5000, 1 << 16)]
-    arrays, _ = allocate(name, models)
+    arrays, _ = made(name, models)
     large = [array for array in arrays if array.nbytes >= PAGE]
     assert len(large) == 3
     assert len({start_of(array) % PAGE for array in large}) == 1
@@ -47,16 +54,20 @@ def test_every_large_buffer_has_the_place_of_its_name(name):
 
 def test_small_buffers_are_packed_from_line_to_line():
     models = [np.zeros(n, np.float32) for n in (1, 16, 17, 3)]
-    arrays, memory = allocate("square_avg", models)
+    assert place(["square_avg", "ema"], models) == (
+        [[0, LINE, 2 * LINE, 4 * LINE], [5 * LINE, 6 * LINE, 7 * LINE, 9 * LINE]],
+        9 * LINE + 12,
+    )
+    arrays, _ = made("square_avg", models)
     starts = [start_of(array) - start_of(arrays[0]) for array in arrays]
     assert starts == [0, LINE, 2 * LINE, 4 * LINE]
-    assert start_of(arrays[0]) % LINE == 0
-    assert memory.nbytes < PAGE + 5 * LINE + 1
+    assert start_of(arrays[0]) % PAGE == 0
 
 
 def test_buffers_lie_in_their_memory_and_do_not_overlap():
     models = [np.zeros(n, dtype) for n in (0, 1, 33, 1024, 9999) for dtype in ("f4", "f8", "c8", "c16")]
-    arrays, memory = allocate("momentum_buffer", models)
+    arrays, memory = made("momentum_buffer", models)
+    assert memory.dtype == np.uint8
     end = start_of(memory)
     for array in arrays:
         assert start_of(array) >= end
@@ -69,7 +80,7 @@ def test_buffers_lie_in_their_memory_and_do_not_overlap():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_buffers_are_dense_in_the_order_of_their_model(layout, dtype):
     model = LAYOUTS[layout](np.ones((4, 5, 6), dtype))
-    (array,), _ = allocate("grad_avg", [model])
+    (array,), _ = made("grad_avg", [model])
     assert (array.shape, array.dtype) == (model.shape, model.dtype)
     assert sorted(array.strides) == [array.itemsize, *sorted(array.itemsize * n for n in _inner_lengths(array))]
     assert np.argsort(array.strides).tolist() == np.argsort(np.abs(model.strides)).tolist()
@@ -85,24 +96,44 @@ def _inner_lengths(array):
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1)])
 def test_small_shapes(shape):
-    (array,), _ = allocate("ema", [np.zeros(shape)])
+    (array,), _ = made("ema", [np.zeros(shape)])
     assert array.shape == shape
     assert not array.any()
 
 
 def test_no_leaves():
-    arrays, memory = allocate("grad_sum", [])
-    assert arrays == []
-    assert memory.dtype == np.uint8
+    assert place(["grad_sum"], []) == ([[]], 0)
+    assert rms.init([]).square_avg == ()
+
+
+def test_values_that_a_state_starts_from():
+    model = np.arange(6.0).reshape(2, 3)
+    state = rms.init([model, model.T.astype(np.complex64)], momentum=0.9, ema=0.9, initial_square_avg=2.0)
+    assert [array.tolist() for array in state.ema] == [model.tolist(), model.T.tolist()]
+    assert (state.square_avg[0] == 2).all()
+    assert (state.square_avg[1] == 2 + 2j).all()
+    assert not any(array.any() for array in state.momentum_buffer)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy 2.5 warns of setting the shape
 def test_a_view_can_be_reshaped_and_neither_resized_nor_confused_with_the_buffer():
-    (array,), _ = allocate("square_avg", [np.zeros((2, 3))])
-    seen = view(array)
+    state = rms.init(np.zeros((2, 3)))
+    seen = state.square_avg
     seen[...] = 1
-    assert (array == 1).all()
+    assert (state.square_avg == 1).all()
     seen.shape = (3, 2)
-    assert array.shape == (2, 3)
+    assert state.square_avg.shape == (2, 3)
     with pytest.raises(ValueError, match="own its data|resize"):
         seen.resize((4, 5), refcheck=False)
+
+
+def test_a_copy_has_buffers_of_its_own_at_the_same_places(rng):
+    models = [rng.standard_normal(n) for n in (3, 1000, 5)]
+    state = rms.init(models, momentum=0.9)
+    rms.update_(models, [np.ones_like(model) for model in models], state)
+    other = state.copy()
+    for name in ("square_avg", "momentum_buffer"):
+        for one, two in zip(getattr(state, name), getattr(other, name), strict=True):
+            assert not np.shares_memory(one, two)
+            assert (one == two).all()
+            assert start_of(one) % PAGE == start_of(two) % PAGE

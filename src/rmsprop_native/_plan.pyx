@@ -256,6 +256,13 @@ cdef class Plan:
         For each leaf an array of its shape, dtype and memory order, of which nobody else knows; not kept.
     names : tuple of str
         The buffers that the state has, of those in BUFFERS. They are made here, of zeros.
+    params : list, optional
+        The parameters, to be refused if no step could write them, before any memory is taken for buffers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a parameter is read-only or misaligned, or some elements of all share memory.
     """
     cdef c.rmsp_plan plan
     cdef _core.Claim claim
@@ -279,20 +286,24 @@ cdef class Plan:
     cdef bint steady, has_lr
     cdef double lr, grad_scale
 
-    def __init__(self, object structure, _core.Claim claim, list models, tuple names):
+    def __init__(self, object structure, _core.Claim claim, list models, tuple names, list params=None):
         self.structure = structure
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
         self.names = names
         if len(models) != structure.size or <size_t>len(models) != (1 if self.root is None else self.root.size):
             raise ValueError("the parts of the structure do not fit each other")
+        self._allocate(structure.size, 3 * sum([model.ndim for model in models]))
+        self._fill_slots(models)
+        if params is not None:
+            self._check(params)
         starts, size = place(names, models)
-        self._allocate(structure.size, 3 * sum([model.ndim for model in models]), size)
-        memset(self.base, 0, self.size)  # the pages are taken here, and not within the first step
-        self._fill_slots(models, starts)
+        self._allocate_buffers(size)
+        memset(self.base, 0, self.size)  # the system gives the pages now, not within the first step
+        self._place_buffers(starts)
 
-    cdef int _allocate(self, size_t n, size_t shape_count, size_t size) except -1:
-        """Get memory for so many leaves, lengths and strides, and bytes of buffers."""
+    cdef int _allocate(self, size_t n, size_t shape_count) except -1:
+        """Get memory for so many leaves, lengths and strides."""
         self.plan.leaf_count = n
         self.plan.counts = &self.claim.counts
         self.shape_count = shape_count
@@ -307,6 +318,10 @@ cdef class Plan:
             raise MemoryError()
         if self.plan.memory == NULL or self.plan.ranges == NULL or self.shapes == NULL:
             raise MemoryError()
+        return 0
+
+    cdef int _allocate_buffers(self, size_t size) except -1:
+        """Get memory for so many bytes of buffers; the plan must be bound anew."""
         cdef cnp.npy_intp length = size + <size_t>PAGE
         self.memory = cnp.PyArray_EMPTY(1, &length, cnp.NPY_UINT8, 0)
         self.base = <char *>cnp.PyArray_DATA(<cnp.ndarray>self.memory)
@@ -316,6 +331,7 @@ cdef class Plan:
         self.plan.memory[0].high = <uintptr_t>self.base + size
         self.plan.memory[0].leaf = <size_t>-1
         self.plan.memory_count = 1
+        self.plan.bound = 0
         return 0
 
     def __dealloc__(self):
@@ -331,7 +347,7 @@ cdef class Plan:
         PyMem_Free(self.sums)
         PyMem_Free(self.described)
 
-    cdef int _fill_slots(self, list models, list starts) except -1:
+    cdef int _fill_slots(self, list models) except -1:
         cdef size_t i
         cdef int axis
         cdef ptrdiff_t *shapes = self.shapes
@@ -360,10 +376,15 @@ cdef class Plan:
             # For the sum of the work any address does for the gradient.
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = self.plan.leaves
         self.whole = _core.plan_work(&self.plan)
+        return 0
+
+    cdef int _place_buffers(self, list starts) except -1:
+        cdef size_t i
+        cdef int place
         for name, of_name in zip(self.names, starts, strict=True):
-            axis = BUFFERS.index(name)
+            place = BUFFERS.index(name)
             for i in range(self.plan.leaf_count):
-                self._buffer(i, axis)[0] = self.base + <size_t>of_name[i]
+                self._buffer(i, place)[0] = self.base + <size_t>of_name[i]
         return 0
 
     cdef inline void **_buffer(self, size_t i, int place) noexcept:
@@ -409,7 +430,8 @@ cdef class Plan:
         cdef c.rmsp_slot *slot
         cdef void **buffer
         new.structure, new.claim, new.root, new.names = self.structure, claim, self.root, self.names
-        new._allocate(n, self.shape_count, self.size)
+        new._allocate(n, self.shape_count)
+        new._allocate_buffers(self.size)
         memcpy(new.base, self.base, self.size)
         memcpy(new.shapes, self.shapes, self.shape_count * sizeof(ptrdiff_t))
         moved = <char *>new.shapes - <char *>self.shapes
@@ -552,22 +574,17 @@ cdef class Plan:
 
     # ---- the step ----
 
-    def check(self, list params):
-        """Refuse parameters that no step could write.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an array is not one of the plan's shapes and dtypes, is read-only or misaligned, or two of them share
-            memory.
-        """
+    cdef int _check(self, list params) except -1:
+        """Refuse parameters that no step could write."""
         cdef size_t i
+        if <size_t>len(params) != self.plan.leaf_count:
+            raise ValueError("the parts of the structure do not fit each other")
         for i in range(self.plan.leaf_count):
             self.leaves[i] = <PyObject *>params[i]
         self._make_room()
         for i in range(self.plan.leaf_count):
             describe(self.leaves[i], &self.described[i])
-        self._bind_described(self.leaves, NULL)
+        return self._bind_described(self.leaves, NULL)
 
     def step(self, object params, object grads, object lr, object grad_scale):
         """Check everything, then step every leaf that has a gradient, or accumulate or skip, and count it.
@@ -625,7 +642,7 @@ cdef class Plan:
                 param, grad = self.leaves, self.leaves + self.plan.leaf_count
             if not self.plan.bound or not self._bind_again(param, grad):
                 self._bind(&param, &grad)
-            if _core.is_large(self.plan.work.bytes):
+            if _core.is_large(max(self.plan.work.bytes, self.whole.bytes if self.plan.rules.accumulate > 1 else 0)):
                 self._hold(&param, &grad)
                 with nogil:
                     outcome = _core.step(&self.plan, &found)

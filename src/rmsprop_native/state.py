@@ -330,8 +330,12 @@ def _fill(
     options: Options,
     overrides: Mapping[str, Mapping[str, Any]],
     models: list[NDArray[Any]],
+    params: list[Any] | None = None,
 ) -> None:
-    """Make a new state of its parts; buffers are zeros of the shapes, dtypes and memory orders of `models`."""
+    """Make a new state of its parts; buffers are zeros of the shapes, dtypes and memory orders of `models`.
+
+    `params` are refused if no step could write them.
+    """
     paths = list(structure.paths())
     check_paths(paths)
     state._structure = structure
@@ -341,7 +345,7 @@ def _fill(
     state._steady = _is_steady(state._groups)
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
     state._claim = Claim(structure.size)
-    state._plan = Plan(structure, state._claim, models, options.buffers)
+    state._plan = Plan(structure, state._claim, models, options.buffers, params)
 
 
 def init(
@@ -396,8 +400,7 @@ def init(
     leaves, structure = flatten(params)
     models = as_arrays(structure, leaves)
     state = State.__new__(State)
-    _fill(state, structure, checked, {} if overrides is None else overrides, models)
-    state._plan.check(leaves)
+    _fill(state, structure, checked, {} if overrides is None else overrides, models, leaves)
     for dtype in state._dtypes:
         check_initial(checked, dtype)
     _form(state._groups, state._dtypes, None, 1.0, 0)  # raises what the first step would

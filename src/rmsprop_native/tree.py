@@ -127,7 +127,12 @@ class Tree:
         else:
             self._check_container(tree, what, prefix)
             for key, child in zip(self.keys, self.children, strict=True):
-                value = getattr(tree, key) if self.kind == FIELDS else tree[key]
+                try:
+                    value = getattr(tree, key) if self.kind == FIELDS else tree[key]
+                except (AttributeError, KeyError) as error:
+                    if self.kind == FIELDS or type(tree) is dict:  # what another container raises is its own
+                        raise ValueError(f"{what} {join(prefix, key)!r} is missing") from error
+                    raise
                 if child.kind == LEAF:
                     yield value
                 else:
