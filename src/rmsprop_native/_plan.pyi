@@ -1,4 +1,5 @@
 from typing import Any, Self
+
 from numpy.typing import NDArray
 
 from rmsprop_native._core import Claim

@@ -368,7 +368,8 @@ cdef class Plan:
                 shapes[axis] = model.shape[axis]
                 slot.n *= <size_t>model.shape[axis]
             _core.dense_strides(
-                model.ndim, model.shape, model.strides, cnp.PyArray_ITEMSIZE(<cnp.ndarray>models[i]), shapes + model.ndim
+                model.ndim, model.shape, model.strides, cnp.PyArray_ITEMSIZE(<cnp.ndarray>models[i]),
+                shapes + model.ndim
             )
             shapes += 3 * model.ndim
             self.plan.leaves[i].n = slot.n
@@ -380,16 +381,16 @@ cdef class Plan:
 
     cdef int _place_buffers(self, list starts) except -1:
         cdef size_t i
-        cdef int place
+        cdef int which
         for name, of_name in zip(self.names, starts, strict=True):
-            place = BUFFERS.index(name)
+            which = BUFFERS.index(name)
             for i in range(self.plan.leaf_count):
-                self._buffer(i, place)[0] = self.base + <size_t>of_name[i]
+                self._buffer(i, which)[0] = self.base + <size_t>of_name[i]
         return 0
 
-    cdef inline void **_buffer(self, size_t i, int place) noexcept:
-        """Where the plan keeps the address of a leaf's buffer, by its place in BUFFERS."""
-        cdef int k = c.RMSP_SQUARE_AVG + place
+    cdef inline void **_buffer(self, size_t i, int which) noexcept:
+        """Where the plan keeps the address of a leaf's buffer, by its index in BUFFERS."""
+        cdef int k = c.RMSP_SQUARE_AVG + which
         if k < c.RMSP_STEP_ARRAYS:
             return &self.plan.leaves[i].array[k]
         return &self.plan.extras[i].ema if k == c.RMSP_EMA else &self.plan.extras[i].grad_sum
@@ -397,7 +398,7 @@ cdef class Plan:
     def arrays(self, str name):
         """The buffers `name` of all leaves, as arrays that nobody else has: they can be reshaped, and not resized."""
         cdef size_t i
-        cdef int place = BUFFERS.index(name)
+        cdef int which = BUFFERS.index(name)
         cdef c.rmsp_slot *slot
         cdef list arrays = []
         cdef cnp.ndarray array
@@ -405,15 +406,15 @@ cdef class Plan:
             slot = &self.plan.slots[i]
             array = <cnp.ndarray>PyArray_New(
                 NDARRAY, slot.ndim, <cnp.npy_intp *>slot.shape, num_of_type(slot.type),
-                <cnp.npy_intp *>slot.strides, self._buffer(i, place)[0], 0, cnp.NPY_ARRAY_WRITEABLE, NULL
+                <cnp.npy_intp *>slot.strides, self._buffer(i, which)[0], 0, cnp.NPY_ARRAY_WRITEABLE, NULL
             )
             cnp.set_array_base(array, self.memory)
             arrays.append(array)
         return arrays
 
     def copy_params(self, object params):
-        """A copy of parameters in exact lists, tuples and dicts; NotImplemented where they have other containers, arrays
-        of a subclass, or another structure."""
+        """A copy of parameters in exact lists, tuples and dicts; NotImplemented where they have other containers,
+        arrays of a subclass, or another structure."""
         return copy_tree(self.root, params)
 
     def copy(self, _core.Claim claim):
