@@ -7,9 +7,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p*)
 PY_FILES := src tests examples bench
 
-.PHONY: help demo test test-peers bench bench-quick lint format wheel clean
+.PHONY: help demo test test-c test-peers sanitize sanitize-quick bench bench-quick lint format wheel clean
 help: ## these lines
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten digits
 	$(BIN)/python examples/digits.py
@@ -17,8 +17,36 @@ demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten dig
 test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/installed ## run the tests
 	$(BIN)/python -m pytest
 
+test-c: $(VENV)/build.group ## run the tests of the C library, which need no Python
+	$(BIN)/cmake -S . -B build/c -G Ninja -DRMSPROP_TESTS=ON
+	$(BIN)/cmake --build build/c
+	$(BIN)/ctest --test-dir build/c --output-on-failure
+
 test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, optax, SB3
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/peers
+
+# Debug builds of the package and the C tests, whose asserts are active, once a sanitizer. Python itself is built without:
+# the sanitizer's library is loaded before it, and what it leaves allocated at its end says nothing, so that leaks are
+# looked for in the C tests. The output of a test is not captured, since a report comes from a process that ends with it.
+SANITIZED = build/sanitize
+FLAGS_address = address,undefined
+FLAGS_thread = thread
+LIBRARY = $(shell $(CC) -print-file-name=$(1))
+WITH_address = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+  LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"
+WITH_thread = TSAN_OPTIONS=die_after_fork=0 LD_PRELOAD=$(call LIBRARY,libtsan.so)
+PYTEST_WITH = $(WITH_$(1)) PYTHONPATH=$(CURDIR)/$(SANITIZED)/$(1)/site $(BIN)/python -m pytest -q --capture=sys
+# These read the instructions of the kernels, which the compiler vectorises only in an optimised build.
+UNOPTIMISED = $(addprefix --deselect tests/test_kernels.py::test_every_,loop_is_vectorised array_is_read_once)
+QUICK_FILES = bind leaves plan step state strided ufuncs adversarial_arrays adversarial_containers adversarial_memory
+sanitize-quick: QUICK = $(QUICK_FILES:%=tests/test_%.py)
+sanitize: ## C tests and all tests under the address, undefined-behaviour and thread sanitizers
+sanitize-quick: ## the same for the C tests and what is nearest to memory and threads
+sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(SANITIZED)/address/built $(SANITIZED)/thread/built
+	ASAN_OPTIONS=detect_leaks=1 $(BIN)/ctest --test-dir $(SANITIZED)/address/build --output-on-failure
+	TSAN_OPTIONS=die_after_fork=0 $(BIN)/ctest --test-dir $(SANITIZED)/thread/build --output-on-failure
+	$(call PYTEST_WITH,address) $(UNOPTIMISED) $(QUICK)
+	$(call PYTEST_WITH,thread) -m threads
 
 # One core, then two; each family of peers in a process of its own; report.py merges the saved JSON.
 FAMILIES = numpy numexpr numba torch optax
@@ -40,12 +68,12 @@ lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and
 	$(BIN)/ruff format --check $(PY_FILES)
 	$(BIN)/mypy
 	$(BIN)/cython-lint src
-	$(BIN)/clang-format --dry-run --Werror src/c/*.[ch]
+	$(BIN)/clang-format --dry-run --Werror src/c/*.[ch] tests/c/*.[ch]
 
 format: $(VENV)/lint.group ## write code the way lint wants it
 	$(BIN)/ruff check --fix $(PY_FILES)
 	$(BIN)/ruff format $(PY_FILES)
-	$(BIN)/clang-format -i src/c/*.[ch]
+	$(BIN)/clang-format -i src/c/*.[ch] tests/c/*.[ch]
 
 wheel: $(VENV)/build.group ## build a wheel into dist/
 	$(PIP) wheel --no-deps --wheel-dir dist .
@@ -67,4 +95,10 @@ $(VENV)/%.group: pyproject.toml | $(VENV)/pip
 # Without build isolation, so that what did not change is not compiled again.
 $(VENV)/installed: $(SOURCES) $(VENV)/build.group
 	$(PIP) install --no-build-isolation --config-settings=build-dir=build/venv .
+	@touch $@
+
+$(SANITIZED)/%/built: $(SOURCES) $(wildcard tests/c/*) $(VENV)/build.group
+	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(@D)/site --config-settings=build-dir=$(@D)/build \
+	  --config-settings=cmake.build-type=Debug --config-settings=cmake.define.RMSPROP_TESTS=ON \
+	  --config-settings=cmake.define.RMSPROP_SANITIZE=$(FLAGS_$*) .
 	@touch $@

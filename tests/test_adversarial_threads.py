@@ -16,6 +16,8 @@ from hostile import Code, Pair, everything, race
 import rmsprop_native as rms
 from rmsprop_native import _core, reference
 
+pytestmark = pytest.mark.threads
+
 # ---- steps in one state ----
 
 

@@ -7,6 +7,7 @@
  *      reason. Nothing has been written then. rmsp_bind_again is its short form for arrays that were bound before.
  *   3. Call rmsp_step: the whole transaction (non-finite check, accumulation, norms, step, averages, counts).
  *   rmsp_run is one operation of it, over spans that threads share.
+ * Without NDEBUG preconditions are asserted.
  * The formula itself is in rmsp_kernel.inc.h; its specification is reference.py, to the bit.
  *
  * Everywhere, arrays come in this order: param, grad, square_avg, momentum_buffer, grad_avg.
@@ -14,6 +15,7 @@
 #ifndef RMSP_H
 #define RMSP_H
 
+#include <assert.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -128,6 +130,7 @@ typedef struct rmsp_group {
 
 static inline const void *rmsp_coef_of(const rmsp_group *group, int dtype)
 {
+    assert(dtype >= 0 && dtype < RMSP_DTYPE_COUNT);
     return (const char *)group + rmsp_dtypes[dtype].coef_offset;
 }
 
@@ -362,6 +365,7 @@ static inline int rmsp_is_like_slot(const rmsp_array *array, const rmsp_slot *sl
 static inline rmsp_again rmsp_bind_again(const rmsp_plan *plan, rmsp_leaf *leaf, rmsp_slot *slot,
                                          const rmsp_array *param, const rmsp_array *grad)
 {
+    assert(plan->bound && leaf - plan->leaves == slot - plan->slots);
     if (param->data != leaf->array[RMSP_PARAM] || !rmsp_is_like_slot(param, slot, slot->param_flags)) {
         return RMSP_AGAIN_NO;
     }
@@ -369,6 +373,7 @@ static inline rmsp_again rmsp_bind_again(const rmsp_plan *plan, rmsp_leaf *leaf,
         leaf->array[RMSP_GRAD] = NULL;
         return RMSP_AGAIN_YES;
     }
+    if (grad->data == NULL || grad->rows != NULL) return RMSP_AGAIN_NO;
     if (!rmsp_is_like_slot(grad, slot, slot->grad_flags)) return RMSP_AGAIN_NO;
     leaf->array[RMSP_GRAD] = grad->data;
     if (grad->data == slot->clear) return RMSP_AGAIN_YES;
@@ -426,7 +431,7 @@ typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *
 
 /* Elements [start, start + count) in the order of `layout`, RMSP_BLOCK at a time: gather what `in` has, work, scatter
  * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. `size` is that
- * of an element. */
+ * of an element. No axis has length 0. */
 void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context);

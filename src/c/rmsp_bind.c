@@ -9,6 +9,7 @@
  * (rmsp_arrays_overlap). d) plan->bound is 0 from the first change until all is found to be in order: after a refusal
  * everything is looked at again.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "rmsp.h"
@@ -51,6 +52,7 @@ const char *rmsp_reason_name(rmsp_reason reason)
 {
 #define NAME_OF(NAME, name) #name,
     static const char *const names[] = {RMSP_REASONS(NAME_OF)};
+    assert((unsigned)reason < RMSP_REASON_COUNT);
     return names[reason];
 }
 
@@ -106,8 +108,10 @@ static int can_meet(overlap_search *search, int k, intptr_t distance)
 int rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other)
 {
     uintptr_t low, high, other_low, other_high;
+    assert(one->ndim < RMSP_MAX_NDIM && other->ndim < RMSP_MAX_NDIM);
     range_of(one, &low, &high);
     range_of(other, &other_low, &other_high);
+    if (low == high || other_low == other_high) return 0; /* no elements, wherever that is */
     if (!rmsp_ranges_overlap(low, high, other_low, other_high)) return 0;
 
     /* An element of each share memory if low + sum(one's terms) - (other_low + sum(other's terms)) is above minus the
@@ -227,6 +231,7 @@ size_t rmsp_axis_count(const rmsp_plan *plan)
 
 void rmsp_use_axes(rmsp_plan *plan, rmsp_axis *axes)
 {
+    assert(axes != NULL || plan->leaf_count == 0);
     for (size_t i = 0; i < plan->leaf_count; i++) {
         rmsp_extra *const extra = &plan->extras[i];
         const size_t count = axes_of(&plan->slots[i]);
@@ -253,6 +258,7 @@ static rmsp_reason keep_layout(const rmsp_plan *plan, rmsp_layout *kept, const r
 static rmsp_reason check_array(const rmsp_array *array, const rmsp_slot *slot)
 {
     if (array->problem != RMSP_OK) return array->problem;
+    assert((array->type & ~RMSP_PAIRS) >= 0 && (array->type & ~RMSP_PAIRS) < RMSP_DTYPE_COUNT);
     if (!(array->flags & RMSP_ALIGNED)) return RMSP_MISALIGNED;
     if (array->type != slot->type) return RMSP_OTHER_DTYPE;
     if (array->ndim != slot->ndim) return RMSP_OTHER_SHAPE;
@@ -349,6 +355,10 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param,
     const int seen = plan->rules.accumulate > 1 && plan->counts->seen[i];
     uintptr_t low, high;
 
+    assert(slot->ndim >= 0 && slot->ndim < RMSP_MAX_NDIM); /* and one axis for pairs */
+    assert(plan->leaves[i].dtype == (uint32_t)(slot->type & ~RMSP_PAIRS));
+    assert(slot->n == 0 || grads == NULL || plan->leaves[i].array[RMSP_SQUARE_AVG] != NULL);
+    assert(slot->ndim == 0 || slot->param_strides != NULL);
     where->leaf = i;
     where->array = RMSP_PARAM;
     slot->param_flags = slot->grad_flags = RMSP_NEVER;
@@ -472,6 +482,7 @@ static rmsp_reason order_ranges(rmsp_plan *plan, const rmsp_array *params, rmsp_
 
 int rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high)
 {
+    assert(low <= high && plan->range_count <= plan->leaf_count + plan->memory_count);
     size_t first = 0, end = plan->range_count; /* the first range that ends behind `low` is among these, or is `end` */
     while (first < end) {
         const size_t middle = first + (end - first) / 2;
@@ -528,6 +539,9 @@ rmsp_work rmsp_plan_work(const rmsp_plan *plan)
 rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where)
 {
     int moved = !plan->bound;
+    assert(plan->leaves != NULL && plan->slots != NULL && plan->extras != NULL && plan->ranges != NULL);
+    assert(params != NULL && where != NULL);
+    assert(plan->rules.accumulate <= 1 || (plan->counts != NULL && plan->counts->seen != NULL));
     plan->bound = 0;
     for (size_t i = 0; i < plan->leaf_count; i++) {
         TRY(bind_leaf(plan, i, &params[i], grads, &moved, where));

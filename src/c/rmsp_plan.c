@@ -6,6 +6,7 @@
  * b) A span of a chunk is RMSP_SPAN of all elements, and the chunk owns the leaves' spans that start there: many small
  *    leaves and one large leaf are divided alike. rmsp_threads.c decides which thread runs it.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "rmsp_atomic.h"
@@ -94,6 +95,8 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
                              run->scale,
                              0};
 
+    assert(op != RMSP_SUMSQ || extra->span_sums != NULL);
+    assert(op != RMSP_ACCUMULATE || extra->grad_sum != NULL);
     memcpy(in, leaf->array, sizeof leaf->array);
     in[RMSP_EMA] = extra->ema;
     in[RMSP_GRAD_SUM] = extra->grad_sum;
@@ -151,6 +154,17 @@ static inline void run_span(const run_context *run, const rmsp_leaf *leaf, size_
 
 /* ---- the spans ---- */
 
+/* Asserts that a leaf has what an operation needs. */
+static inline void check_leaf(const rmsp_plan *plan, const rmsp_leaf *leaf, rmsp_op op)
+{
+    (void)plan, (void)leaf, (void)op;
+    assert(leaf->dtype < RMSP_DTYPE_COUNT && leaf->group < plan->group_count);
+    assert(leaf->extra != NULL || op == RMSP_STEP);
+    assert(leaf->array[RMSP_PARAM] != NULL && leaf->array[RMSP_SQUARE_AVG] != NULL);
+    assert(leaf->array[RMSP_MOMENTUM_BUFFER] != NULL || !plan->groups[leaf->group].momentum);
+    assert(leaf->array[RMSP_GRAD_AVG] != NULL || !plan->groups[leaf->group].centered);
+}
+
 /* How many rows of how many elements an operation walks over; a dense gradient is one row. */
 static inline size_t rows_of(const rmsp_leaf *leaf, rmsp_op op, size_t *n)
 {
@@ -172,6 +186,7 @@ static void run_share(const run_context *run, size_t begin, size_t end)
         size_t n;
         const size_t rows = rows_of(leaf, run->op, &n);
         if (rows == 0 || n == 0) continue;
+        check_leaf(plan, leaf, run->op);
         if (leaf->extra == NULL && begin <= first && n <= end - first) { /* the usual leaf, whole */
             run_span(run, leaf, 0, 0, n);
             first += n;
@@ -204,6 +219,8 @@ static void run_chunk(void *context, size_t begin, size_t end)
 void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work)
 {
     const int copies = plan->counts != NULL && plan->counts->steps == 0;
+    assert(op == RMSP_STEP || op == RMSP_SUMSQ || op == RMSP_ACCUMULATE);
+    assert(work.elements == rmsp_plan_work(plan).elements);
     run_context run = {plan, rmsp_isa_active_table(), op, scale, copies, work.elements};
     const size_t bytes = rmsp_grain();
     const size_t most = work.bytes <= bytes ? 1 : (size_t)rmsp_thread_count();

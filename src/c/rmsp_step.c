@@ -7,6 +7,7 @@
  * c) A finite gradient's sum of squares can overflow, in float64 from 1e154 on. It is taken again then of numbers that
  *    are smaller by a power of two.
  */
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -36,6 +37,7 @@ static rmsp_found count_nonfinite(const rmsp_plan *plan, size_t i)
 {
     const rmsp_leaf *const leaf = &plan->leaves[i];
     const rmsp_extra *const extra = leaf->extra;
+    assert(has_grad(leaf) && extra != NULL);
     const size_t reals = plan->slots[i].type & RMSP_PAIRS ? 2 : 1;
     const size_t n = leaf->n * (extra->rows.index != NULL ? extra->rows.count : 1);
     void *in[RMSP_ARRAY_COUNT] = {NULL}, *out[RMSP_ARRAY_COUNT] = {NULL};
@@ -59,6 +61,7 @@ static void sum_squares(const rmsp_plan *plan, rmsp_work work, double scale)
         rmsp_extra *const extra = &plan->extras[i];
         if (!has_grad(&plan->leaves[i])) continue;
         const size_t n = plan->leaves[i].n * (extra->rows.index != NULL ? extra->rows.count : 1);
+        assert(plan->leaves[i].extra == extra); /* as binding leaves it where rules look at norms */
         extra->sumsq = 0;
         for (size_t span = 0; span * RMSP_SPAN < n; span++) extra->sumsq += extra->span_sums[span];
     }
@@ -157,6 +160,9 @@ rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found)
     rmsp_counts *const counts = plan->counts;
     rmsp_work work = plan->work;
 
+    assert(plan->bound && counts != NULL);
+    assert(rules->nonfinite == RMSP_PROPAGATE || found != NULL);
+    assert(rules->accumulate <= 1 || counts->seen != NULL);
     if (rules->nonfinite != RMSP_PROPAGATE && finds_nonfinite(plan, found)) {
         if (rules->nonfinite == RMSP_REPORT) return RMSP_NONFINITE;
         rmsp_store_int64(&counts->skipped, counts->skipped + 1);

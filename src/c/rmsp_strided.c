@@ -7,6 +7,7 @@
  * c) Short innermost axes, as of the columns of a matrix, are copied several rows at a time: with a copy a row, a
  *    (2**22, 4) view took 18 times as long as dense memory.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "rmsp.h"
@@ -19,6 +20,7 @@ typedef struct cursor {
 static void cursor_seek(cursor *at, const rmsp_layout *layout, size_t start)
 {
     for (int axis = layout->ndim - 1; axis >= 0; axis--) {
+        assert(layout->axes[axis].length > 0);
         at->index[axis] = start % layout->axes[axis].length;
         start /= layout->axes[axis].length;
     }
@@ -73,6 +75,7 @@ static inline void copy_each(size_t n, size_t size, char *to, ptrdiff_t to_strid
 
 void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride)
 {
+    assert(size > 0 && size <= RMSP_MAX_SIZE);
     if (to_stride == (ptrdiff_t)size && from_stride == (ptrdiff_t)size && n > 8) {
         memcpy(to, from, n * size);
     } else if (size == 8) {
@@ -116,8 +119,10 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
     int copied[RMSP_ARRAY_COUNT];
     cursor begin, at;
 
+    assert(size <= RMSP_MAX_SIZE && layout->axes != NULL && layout->ndim > 0 && layout->ndim <= RMSP_MAX_NDIM);
     for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
         const int direct = in[k] != NULL && (out[k] == NULL || out[k] == in[k]) && is_dense(layout, k, size);
+        assert(in[k] != NULL || out[k] == NULL);
         copied[k] = in[k] != NULL && !direct;
         block[k] = direct ? (char *)in[k] + start * size : in[k] == NULL ? NULL : (char *)memory[k];
     }

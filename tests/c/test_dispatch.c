@@ -13,7 +13,7 @@ static void test_only_the_baseline_before_init(void)
 {
     CHECK(rmsp_isa_count() == 1);
     CHECK(strcmp(rmsp_isa_name(0), "baseline") == 0);
-    CHECK(rmsp_isa_active_table() == &rmsp_isa_baseline);
+    CHECK(strcmp(rmsp_isa_active_table()->name, "baseline") == 0);
 }
 
 static void test_init_takes_the_best(void)

@@ -1,0 +1,89 @@
+/* test_dtype.c: the table of storage types, and what is read through it. */
+#include "plans.h"
+
+static void test_table(void)
+{
+    static const char *const names[] = {"f32", "f64"};
+    static const char codes[] = "fd";
+    static const size_t sizes[] = {sizeof(float), sizeof(double)};
+    CHECK(RMSP_DTYPE_COUNT == sizeof sizes / sizeof *sizes);
+    for (int dtype = 0; dtype < RMSP_DTYPE_COUNT; dtype++) {
+        CHECK(strcmp(rmsp_dtypes[dtype].name, names[dtype]) == 0);
+        CHECK(rmsp_dtypes[dtype].code == codes[dtype]);
+        CHECK(rmsp_dtypes[dtype].size == sizes[dtype]);
+        CHECK(rmsp_dtypes[dtype].size <= RMSP_MAX_SIZE);
+        CHECK((dtype & RMSP_PAIRS) == 0);
+    }
+    CHECK(RMSP_F32 == 0 && RMSP_F64 == 1);
+}
+
+static void test_coefficients(void)
+{
+    rmsp_group group = {.coef = {.lr_in = 0.1, .rho = 0.9, .lr_out = 1e-60, .clip_value = INFINITY, .shrink = 1e60}};
+    rmsp_group_refresh(&group);
+    CHECK(rmsp_coef_of(&group, RMSP_F64) == &group.coef);
+    CHECK(rmsp_coef_of(&group, RMSP_F32) == &group.coef_f32);
+    const rmsp_coef_f32 *const rounded = rmsp_coef_of(&group, RMSP_F32);
+    CHECK(rounded->lr_in == 0.1f && rounded->rho == 0.9f);
+    CHECK(rounded->lr_out == 0 && isinf(rounded->shrink) && isinf(rounded->clip_value));
+    CHECK(sizeof(rmsp_coef) == 12 * sizeof(double) && sizeof(rmsp_coef_f32) == 12 * sizeof(float));
+}
+
+#define NAME(name, momentum, centered, l2, neutral) #name,
+#define CENTERED(name, momentum, centered, l2, neutral) centered,
+#define L2(name, momentum, centered, l2, neutral) l2,
+#define MOMENTUM(name, momentum, centered, l2, neutral) momentum,
+#define NEUTRAL(name, momentum, centered, l2, neutral) neutral,
+
+/* Variants are in the order of rmsp_variant_index. */
+static void test_variants(void)
+{
+    static const char *const names[] = {RMSP_VARIANTS(NAME)};
+    static const int centered[] = {RMSP_VARIANTS(CENTERED)}, l2[] = {RMSP_VARIANTS(L2)};
+    static const int neutral[] = {RMSP_VARIANTS(NEUTRAL)};
+    static const rmsp_momentum momentum[] = {RMSP_VARIANTS(MOMENTUM)};
+    CHECK(sizeof names / sizeof *names == RMSP_VARIANT_COUNT);
+    for (int i = 0; i < RMSP_VARIANT_COUNT; i++) {
+        rmsp_coef coef = {.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1, .lr_out = 1};
+        if (!neutral[i]) coef.shrink = 0.5;
+        CHECK(rmsp_variant_index(momentum[i], centered[i], l2[i], &coef) == i);
+        CHECK(rmsp_general_variant(i) == i % 12 && !neutral[i % 12]);
+        CHECK((strstr(names[i], "_neutral") != NULL) == neutral[i]);
+    }
+}
+
+/* Each coefficient that the neutral variants leave out makes a variant general. */
+static void test_neutral(void)
+{
+    const rmsp_coef neutral = {
+        .grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1, .lr_out = 1, .eps_inside = 1};
+    CHECK(rmsp_variant_index(RMSP_MOMENTUM_NONE, 0, 0, &neutral) == 12);
+    for (int k = 0; k < 5; k++) {
+        rmsp_coef coef = neutral;
+        *(k == 0   ? &coef.grad_scale
+          : k == 1 ? &coef.clip_value
+          : k == 2 ? &coef.bias_correction
+          : k == 3 ? &coef.shrink
+                   : &coef.lr_out) = 0.5;
+        CHECK(rmsp_variant_index(RMSP_MOMENTUM_NONE, 0, 0, &coef) == 0);
+        CHECK(rmsp_variant_index(RMSP_MOMENTUM_CLASSIC, 0, 0, &coef) == (k == 4 ? 16 : 4)); /* lr_out is always read */
+    }
+}
+
+static void test_reasons(void)
+{
+    CHECK(strcmp(rmsp_reason_name(RMSP_OK), "ok") == 0);
+    CHECK(strcmp(rmsp_reason_name(RMSP_ROW_ORDER), "row_order") == 0);
+    CHECK(strcmp(rmsp_reason_name(RMSP_NEEDS_AXES), "needs_axes") == 0);
+    CHECK(RMSP_NEEDS_AXES == RMSP_REASON_COUNT - 1);
+}
+
+int main(void)
+{
+    test_table();
+    test_coefficients();
+    test_variants();
+    test_neutral();
+    test_reasons();
+    return 0;
+}
