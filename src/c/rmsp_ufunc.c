@@ -67,18 +67,18 @@ static rmsp_group group_of(const rmsp_ufunc *ufunc, const double *number)
     return group;
 }
 
-static rmsp_group group_at(const operands *o, const rmsp_ufunc *ufunc, size_t i)
+/* The hyper-parameters of element i. */
+static void numbers_at(const operands *o, size_t i, double numbers[MAX_NUMBERS])
 {
-    double numbers[MAX_NUMBERS];
     for (int k = 0; k < o->number_count; k++) {
         memcpy(&numbers[k], o->number[k] + (ptrdiff_t)i * o->number_step[k], sizeof numbers[k]);
     }
-    return group_of(ufunc, numbers);
 }
 
 /* Contiguous arrays, in place: a plan of one leaf, over threads like any other. */
-static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], rmsp_group group)
+static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers)
 {
+    rmsp_group group = group_of(ufunc, numbers);
     rmsp_leaf leaf = {.n = n, .dtype = ufunc->dtype};
     const rmsp_plan plan = {.leaves = &leaf, .leaf_count = 1, .groups = &group, .group_count = 1};
     memcpy(leaf.array, array, sizeof leaf.array);
@@ -88,7 +88,7 @@ static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[R
 int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers)
 {
     feclearexcept(RMSP_WATCHED);
-    step_in_place(ufunc, n, array, group_of(ufunc, numbers));
+    step_in_place(ufunc, n, array, numbers);
     return fetestexcept(RMSP_WATCHED);
 }
 
@@ -134,8 +134,10 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
                               o->in[k] + (ptrdiff_t)start * o->in_step[k], o->in_step[k]);
         }
         for (size_t i = 0, run; i < count; i += run) {
-            const rmsp_group group = group_at(o, ufunc, start + i);
             char *array[RMSP_STEP_ARRAYS];
+            double numbers[MAX_NUMBERS];
+            numbers_at(o, start + i, numbers);
+            const rmsp_group group = group_of(ufunc, numbers);
             run = run_from(o, start + i, count - i);
             for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = (char *)memory[k] + i * size;
             isa->step[dtype][group.variant](run, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG],
@@ -159,7 +161,9 @@ void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *
 
     for (int k = 0; k < o.number_count; k++) constant &= o.number_step[k] == 0;
     if (n > 0 && constant && in_place(&o, (ptrdiff_t)rmsp_dtypes[ufunc->dtype].size)) {
-        step_in_place(ufunc, n, (void *const *)o.in, group_at(&o, ufunc, 0));
+        double numbers[MAX_NUMBERS];
+        numbers_at(&o, 0, numbers);
+        step_in_place(ufunc, n, (void *const *)o.in, numbers);
     } else {
         step_blocks(&o, ufunc, n);
     }

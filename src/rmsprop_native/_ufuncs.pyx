@@ -78,11 +78,11 @@ globals().update(zip(UFUNCS, make_ufuncs(), strict=True))
 cdef dict UFUNC_PLACES = {globals()[name]: place for place, name in enumerate(UFUNCS)}
 
 
-cdef int dtype_of(object array) noexcept:
+cdef inline int dtype_of(object array) noexcept:
     """The dtype of the library that an ndarray has, or -1."""
-    cdef int dtype
+    cdef int dtype, num = cnp.PyArray_TYPE(<cnp.ndarray>array)
     for dtype in range(c.RMSP_DTYPE_COUNT):
-        if cnp.PyArray_TYPE(<cnp.ndarray>array) == type_nums[dtype]:
+        if num == type_nums[dtype]:
             return dtype
     return -1
 
@@ -127,8 +127,8 @@ def step_in_place(object ufunc, tuple operands, tuple out):
     dtype = dtype_of(first)
     if dtype < 0:
         return False
-    size = cnp.PyArray_NBYTES(<cnp.ndarray>first)
     n = cnp.PyArray_SIZE(<cnp.ndarray>first)
+    size = n * <size_t>cnp.PyArray_ITEMSIZE(<cnp.ndarray>first)
     for k in range(5):
         array[k] = NULL
         if (k == c.RMSP_MOMENTUM_BUFFER and not spec.momentum) or (k == c.RMSP_GRAD_AVG and not spec.centered):
