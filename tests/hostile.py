@@ -125,7 +125,7 @@ def garbage_collected_at(allocation, finalizer):
 
     threshold = gc.get_threshold()
     gc.disable()
-    gc.freeze()  # what there is already need not be looked at
+    gc.freeze()  # the collector skips what exists already
     gc.collect()
     garbage = Finalized()
     garbage.itself = garbage
@@ -143,7 +143,7 @@ def garbage_collected_at(allocation, finalizer):
 
 
 class Code:
-    """Rows whose conversion to an array runs a function first. They may be an array that others know."""
+    """Rows whose conversion to an array runs a function first. They may be an array that other code holds."""
 
     def __init__(self, rows, run=lambda: None):
         self.rows, self.run = np.asarray(rows), run

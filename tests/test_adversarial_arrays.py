@@ -183,7 +183,7 @@ def test_array_cannot_be_resized_in_the_middle_of_a_call():
 
 
 def test_rows_changed_by_the_rows_of_another_leaf_are_those_of_the_first_look():
-    """``__array__`` may give an array that others know, even where NumPy asks for a copy."""
+    """``__array__`` may give an array that other code holds, even where NumPy asks for a copy."""
     rows = np.array([0, 2])
 
     def spoil():
@@ -276,10 +276,10 @@ def test_no_rows_and_rows_of_no_elements():
 def liar(**says):
     """A subclass of ndarray that says these things about itself."""
 
-    def told(value):
+    def says_instead(value):
         return property(lambda self: value)
 
-    return type("Liar", (np.ndarray,), {name: told(value) for name, value in says.items()})
+    return type("Liar", (np.ndarray,), {name: says_instead(value) for name, value in says.items()})
 
 
 def raises(self, *_, **__):
@@ -533,7 +533,7 @@ def test_memmap_opened_for_reading_is_refused_and_for_writing_is_stepped(tmp_pat
 
 
 def test_two_maps_of_one_file_are_not_seen_to_overlap_and_do_no_harm(tmp_path):
-    """Two addresses of the same memory: nobody can tell. The result is undefined, and the state sound."""
+    """Two addresses of the same memory: this cannot be detected. The result is undefined, and the state sound."""
     path = tmp_path / "w"
     np.ones(5).tofile(path)
     maps = [np.memmap(path, "f8", "r+") for _ in range(2)]

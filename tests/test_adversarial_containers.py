@@ -24,7 +24,7 @@ from rmsprop_native.tree import flatten
 
 
 class ViewDict(dict):
-    """New views at each look."""
+    """New views at each access."""
 
     def __getitem__(self, key):
         return super().__getitem__(key)[...]
@@ -66,7 +66,7 @@ class ViewNet:
 
 
 class CopyDict(dict):
-    """New copies at each look: a step would move none of what is kept."""
+    """New copies at each access: a step would move none of what is kept."""
 
     def __getitem__(self, key):
         return super().__getitem__(key).copy()
@@ -124,7 +124,7 @@ def test_copies_new_at_each_look_are_refused(kind):
     tree = make_of(kind, params)
     state = rms.init(tree)
     for _ in range(2):
-        with refused(ValueError, "parameter '[w0]' is another array at each look into the container", params, state):
+        with refused(ValueError, "parameter '[w0]' is another array at each access to its container", params, state):
             rms.update_(tree, make_of(kind, [np.ones((3, 2)), np.ones(4)]), state)
     honest_tree = params if isinstance(tree, tuple | list) else honest(kind, params)
     rms.update_(honest_tree, make_of(kind, [np.ones((3, 2)), np.ones(4)]), state)
@@ -566,7 +566,7 @@ def test_finalizers_that_empty_the_lists(lr, kind, name):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_finalizers_that_reshape_the_parameters_of_init():
-    """What init has looked at is what it works on."""
+    """init works on the arrays that it has checked."""
     outcomes = set()
     for allocation in range(1, 120):
         params = [np.zeros(4) for _ in range(6)]

@@ -157,7 +157,7 @@ def test_memory_that_runs_out_at_every_allocation(name, forever, warm, threads):
         _testcapi.set_nomemory(start, stop)
         try:
             made = call(params, grads, state)
-        except BaseException as caught:  # noqa: BLE001 - it is looked at below
+        except BaseException as caught:  # noqa: BLE001 - it is checked below
             error = caught
         finally:
             _testcapi.remove_mem_hooks()

@@ -618,7 +618,7 @@ def test_schedule_that_raises_leaves_the_state_as_it_was(error):
 
 
 def test_schedule_that_frees_the_arrays_and_changes_the_lists():
-    """It runs before any leaf is looked at."""
+    """It runs before any leaf is read."""
     params, grads = [np.ones(3), np.ones(3)], [np.ones(3), np.ones(3)]
 
     def schedule(steps):

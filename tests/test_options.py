@@ -72,7 +72,7 @@ def test_numbers_too_large_for_a_float(name, kind):
 
 
 class Lying(float):
-    """A float that is another number at each look."""
+    """A float that is another number at each access."""
 
     def __float__(self):
         return 7.0

@@ -175,7 +175,7 @@ def test_a_container_that_gives_other_arrays_at_each_look_is_refused():
             return dict.__getitem__(self, key).copy()
 
     state = rms.init({"w": np.ones(3)})
-    with pytest.raises(ValueError, match="parameter 'w' is another array at each look into the container"):
+    with pytest.raises(ValueError, match="parameter 'w' is another array at each access to its container"):
         rms.update_(Copies(w=np.ones(3)), {"w": np.ones(3)}, state)
     assert state.step == 0
 

@@ -1,13 +1,17 @@
 /* rmsp_bind.c: from array descriptors to a leaf: dense, strided or rows; or a reason to refuse them.
  *
- * a) Every decision on arrays is made here and nowhere else: what is dense, what overlaps, what may be written. A
- * caller only puts the reasons into words. b) A leaf is worked on as it lies where all its arrays are dense in one
- * order of the axes; else it gets a layout: the axes of all arrays from the slowest to the fastest of the parameter,
- * neighbours joined where they can be. c) No array that is read may overlap one that is written, of whichever leaf. The
- * written ones are kept as a sorted list of ranges. A gradient is compared with the gap between two ranges in which the
- * last one was found, then by bisection; only where its bytes lie among written ones are elements compared
- * (rmsp_arrays_overlap). d) plan->bound is 0 from the first change until all is found to be in order: after a refusal
- * everything is looked at again.
+ * a) Every decision on arrays is made here and nowhere else: which are dense, which overlap, which may be written. A
+ *    caller only puts the reasons into words.
+ *
+ * b) A leaf is worked on where it lies if all its arrays are dense in one order of the axes; else it gets a layout: the
+ *    axes of all arrays from the slowest to the fastest of the parameter, neighbours joined where they can be.
+ *
+ * c) No array that is read may overlap one that is written, of whichever leaf. The written ones are kept as a sorted
+ *    list of ranges. A gradient is compared with the gap between two ranges in which the last one was found, then by
+ *    bisection; only where its bytes lie among written ones are elements compared (rmsp_arrays_overlap).
+ *
+ * d) plan->bound is 0 from the first change until everything was found to be in order, so that after a refusal
+ *    everything is checked again.
  */
 #include <assert.h>
 #include <string.h>

@@ -34,7 +34,7 @@ cdef int refuse_claim() except -1
 
 
 cdef inline int take(Claim claim) except -1:
-    """Take the claim, or raise RuntimeError. Nothing runs between the look and the taking."""
+    """Take the claim, or raise RuntimeError. No code runs between the test and the taking."""
     if not c.rmsp_try_lock(&claim.taken):
         return refuse_claim()
     return 0

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The home of the compiled library: instruction set, threads, and the claim on a state; it owns all process-wide state.
+"""The compiled library in Python: instruction set, threads, and the claim on a state; it owns all process-wide state.
 
 The other compiled modules call the library through the functions of _core.pxd.
 """
@@ -148,7 +148,7 @@ cdef class Claim:
         return new
 
     def set_counts(self, long long steps, long long skipped, long long accumulated, bytes seen):
-        """Set the counts; the caller has the claim, or is the only one who knows of it."""
+        """Set the counts; the caller has the claim, or no other caller has the state yet."""
         if len(seen) != self.leaf_count:
             raise ValueError(f"there are {self.leaf_count} leaves, not {len(seen)}")
         c.rmsp_store_int64(&self.counts.steps, steps)

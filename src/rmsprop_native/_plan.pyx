@@ -186,7 +186,7 @@ cdef bint bind_others(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *gr
 
 
 def as_arrays(object structure, list leaves):
-    """Views of the leaves as ndarrays proper, whose shapes and dtypes nobody else can change.
+    """Views of the leaves as exact ndarrays, which no other code holds, so that their shapes and dtypes cannot change.
 
     Raises
     ------
@@ -253,7 +253,7 @@ cdef class Plan:
     claim : Claim
         On the state.
     models : list of numpy.ndarray
-        For each leaf an array of its shape, dtype and memory order, of which nobody else knows; not kept.
+        For each leaf an array of its shape, dtype and memory order, which no other code holds; not kept.
     names : tuple of str
         The buffers that the state has, of those in BUFFERS. They are made here, of zeros.
     params : list, optional
@@ -269,7 +269,7 @@ cdef class Plan:
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
     cdef tuple names
-    cdef object memory  # of the buffers: an ndarray of bytes, which nobody else has
+    cdef object memory  # of the buffers: an ndarray of bytes, private
     cdef char *base  # the first page in it
     cdef size_t size  # from there on
     cdef ptrdiff_t *shapes  # of all leaves, each followed by the strides of its state and of its parameter
@@ -396,7 +396,8 @@ cdef class Plan:
         return &self.plan.extras[i].ema if k == c.RMSP_EMA else &self.plan.extras[i].grad_sum
 
     def arrays(self, str name):
-        """The buffers `name` of all leaves, as arrays that nobody else has: they can be reshaped, and not resized."""
+        """The buffers `name` of all leaves, as new arrays: to reshape one does not change the plan, and none can be
+        resized."""
         cdef size_t i
         cdef int which = BUFFERS.index(name)
         cdef c.rmsp_slot *slot
@@ -548,7 +549,7 @@ cdef class Plan:
         return 0
 
     cdef int _make_sums(self) except -1:
-        """Make room for the sums of squares of spans, if the rules look at norms."""
+        """Make room for the sums of squares of spans, if the rules need norms."""
         cdef size_t i, spans = 0
         if self.sums != NULL or not (self.plan.rules.clips or self.plan.rules.nonfinite != c.RMSP_PROPAGATE):
             return 0
@@ -652,7 +653,7 @@ cdef class Plan:
         finally:
             self.prepared = None
             if self.held:
-                self._let_go()
+                self._release_leaves()
         if outcome == c.RMSP_STEPPED and not self.steady:
             self.ready = False
         elif outcome == c.RMSP_NONFINITE:
@@ -687,7 +688,7 @@ cdef class Plan:
         if borrow(self.root, <PyObject *>params, self.leaves, &filled):
             self._take_references(n)
         else:
-            # What is not one of the usual containers may give other arrays at each look, which nobody would see moved.
+            # A container with code of its own may give new copies at each access; a step on them would be lost.
             leaves = list(self.structure.leaves(params, "parameter"))
             again = list(self.structure.leaves(params, "parameter"))
             for i in range(n):
@@ -698,7 +699,7 @@ cdef class Plan:
                 describe(<PyObject *>again[i], &other)
                 if one.problem == c.RMSP_OK and other.problem == c.RMSP_OK and one.data != other.data:
                     raise ValueError(
-                        f"{title('parameter', self._path(i))} is another array at each look into the container: "
+                        f"{title('parameter', self._path(i))} is another array at each access to its container: "
                         "a step would be lost; pass the arrays themselves"
                     )
         leaves = list(self.structure.leaves(grads))
@@ -727,7 +728,7 @@ cdef class Plan:
         param[0] = self.leaves
         grad[0] = self.leaves + n
 
-    cdef int _let_go(self) except -1:
+    cdef int _release_leaves(self) except -1:
         cdef size_t i, end = self.held
         self.held = 0
         for i in range(end):
@@ -783,7 +784,7 @@ cdef class Plan:
         return self._bind_described(param[0], grad[0])
 
     cdef tuple _prepare_rows(self, size_t i, object grad):
-        """Rows of a gradient in an array that nobody else knows, and their values."""
+        """Rows of a gradient in a private array, and their values."""
         cdef c.rmsp_slot *slot = &self.plan.slots[i]
         rows, values = merge_rows(self._path(i), grad, tuple([slot.shape[axis] for axis in range(slot.ndim)]))
         return <cnp.ndarray?>rows, values
@@ -806,7 +807,7 @@ cdef class Plan:
         """Raise what rmsp_bind found, in words."""
         cdef c.rmsp_slot *slot = &self.plan.slots[where.leaf]
         cdef bint is_grad = where.array == c.RMSP_GRAD, overlaps = reason == c.RMSP_OVERLAP
-        # What is borrowed is held or looked at first: after it Python code may run.
+        # Borrowed references are read or taken over first: what follows may run Python code.
         cdef object array = <object>(grad if is_grad else param)[where.leaf]
         cdef bint is_other = (
             overlaps and where.other_array == c.RMSP_PARAM and param[where.other_leaf] == <PyObject *>array

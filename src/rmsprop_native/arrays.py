@@ -74,7 +74,8 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
         If the parameter has no such row; the message names it.
     """
     name = title("gradient", path)
-    rows, values = np.array(np.asarray(grad.rows)), grad.values  # copied here: __array__ may give what others know
+    # Copied in two steps: __array__ may give an array that other code holds, even where a copy is asked for.
+    rows, values = np.array(np.asarray(grad.rows)), grad.values
     if rows.size == 0 and not isinstance(grad.rows, np.ndarray):
         rows = rows.astype(np.intp)
     if rows.dtype.kind not in "iu":

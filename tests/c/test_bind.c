@@ -437,7 +437,7 @@ static void test_interleaved(void)
     }
     must_bind(s);
     s->grad_list[0] = s->param_list[0];
-    s->grad_list[0].data = whole->memory + 40; /* the two columns that nobody has */
+    s->grad_list[0].data = whole->memory + 40; /* the two columns that are no parameter */
     s->grad_list[0].strides = (const ptrdiff_t[]){WIDTH * 4, 4};
     must_bind(s);
     s->grad_list[0].data = whole->memory + 36;
