@@ -520,7 +520,7 @@ LAST = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("kind", LAST)
-@pytest.mark.parametrize("lr", [0.5, lambda steps: 0.5], ids=["number", "schedule"])
+@pytest.mark.parametrize("lr", [0.5, lambda steps: [0.5, steps][0]], ids=["number", "schedule"])
 def test_finalizers_that_empty_the_lists(lr, kind, name):
     """At whatever allocation the collector comes: the step is that of the arrays given, or is refused; no crash."""
     options, outcomes, reached = OPTIONS[name] | {"lr": lr}, set(), 0

@@ -121,6 +121,8 @@ typedef struct rmsp_group {
     rmsp_momentum momentum;
     int centered, l2;
     int bias_correction; /* whether rmsp_step sets that coefficient by the number of the step */
+    int lr_outside;      /* whether lr is applied to what a momentum buffer gives, not to what it takes */
+    double decay;        /* decoupled weight decay */
     int variant;
     double ema;       /* decay of averaged weights; the first step copies whatever it is */
     double clip_norm; /* limit of a gradient's own norm, or INFINITY */
@@ -139,6 +141,23 @@ static inline void rmsp_group_refresh(rmsp_group *group)
 {
     group->variant = rmsp_variant_index(group->momentum, group->centered, group->l2, &group->coef);
     group->coef_f32 = rmsp_round(&group->coef);
+}
+
+/* Multiplies the factor on gradients. */
+static inline void rmsp_group_scale(rmsp_group *group, double factor)
+{
+    group->coef.grad_scale *= factor;
+    group->coef_f32.grad_scale = (float)group->coef.grad_scale;
+    group->variant = rmsp_general_variant(group->variant);
+}
+
+/* Sets the coefficients that depend on the learning rate. */
+static inline void rmsp_group_set_lr(rmsp_group *group, double lr)
+{
+    group->coef.lr_in = group->lr_outside ? 1 : lr;
+    group->coef.lr_out = group->lr_outside ? lr : 1;
+    group->coef.shrink = 1.0 - lr * group->decay;
+    rmsp_group_refresh(group);
 }
 
 enum {

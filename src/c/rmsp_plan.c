@@ -67,7 +67,22 @@ static void accumulate_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
     c->lerp(n, array[RMSP_GRAD_SUM], array[RMSP_GRAD], 1.0, c->scale);
 }
 
-/* Whether an operation reads array k. */
+static inline void work_on_block(rmsp_op op, size_t n, void *const array[RMSP_ARRAY_COUNT], block_context *context)
+{
+    switch (op) {
+    case RMSP_STEP:
+        step_block(n, array, context);
+        break;
+    case RMSP_SUMSQ:
+        sumsq_block(n, array, context);
+        break;
+    case RMSP_ACCUMULATE:
+        accumulate_block(n, array, context);
+        break;
+    }
+}
+
+/* Whether an operation uses array k. */
 static inline int is_used(rmsp_op op, int k)
 {
     return op == RMSP_SUMSQ        ? k == RMSP_GRAD
@@ -78,43 +93,50 @@ static inline int is_used(rmsp_op op, int k)
 /* An operation on elements [start, start + count) of row `row` of a leaf with extras. */
 static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
 {
-    static rmsp_block_fn *const work_of[] = {step_block, sumsq_block, accumulate_block};
     const rmsp_op op = run->op;
     const rmsp_extra *const extra = leaf->extra;
-    void *in[RMSP_ARRAY_COUNT], *out[RMSP_ARRAY_COUNT];
-    rmsp_group group = run->plan->groups[leaf->group];
-    if (extra->clip != 1) {
-        group.coef.grad_scale *= extra->clip;
-        rmsp_group_refresh(&group);
+    const rmsp_layout *const layout = op == RMSP_SUMSQ ? &extra->grad_order : &extra->layout;
+    const int has_rows = op != RMSP_SUMSQ && extra->rows.index != NULL;
+    const rmsp_group *group = &run->plan->groups[leaf->group];
+    rmsp_group clipped;
+    if (op == RMSP_STEP && extra->clip != 1) {
+        clipped = *group;
+        rmsp_group_scale(&clipped, extra->clip);
+        group = &clipped;
     }
-    block_context context = {run->isa->step[leaf->dtype][group.variant],
+    block_context context = {run->isa->step[leaf->dtype][group->variant],
                              run->isa->sumsq[leaf->dtype],
                              run->isa->lerp[leaf->dtype],
-                             rmsp_coef_of(&group, (int)leaf->dtype),
-                             run->copies ? 0 : group.ema,
+                             rmsp_coef_of(group, (int)leaf->dtype),
+                             run->copies ? 0 : group->ema,
                              run->scale,
                              0};
+    const ptrdiff_t offset = layout->ndim == 0 ? (ptrdiff_t)(start * item_size(leaf)) : 0;
+    void *array[RMSP_ARRAY_COUNT];
 
     assert(op != RMSP_SUMSQ || extra->span_sums != NULL);
     assert(op != RMSP_ACCUMULATE || extra->grad_sum != NULL);
-    memcpy(in, leaf->array, sizeof leaf->array);
-    in[RMSP_EMA] = extra->ema;
-    in[RMSP_GRAD_SUM] = extra->grad_sum;
-    const rmsp_layout *const layout = op == RMSP_SUMSQ ? &extra->grad_order : &extra->layout;
-    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-        if (!is_used(op, k)) in[k] = NULL;
-        if (op != RMSP_SUMSQ && extra->rows.index != NULL) {
-            const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows.index[row];
-            in[k] = at(in[k], place * extra->rows.stride[k]);
-        }
-        if (layout->ndim == 0) in[k] = at(in[k], (ptrdiff_t)(start * item_size(leaf)));
-        const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
-        out[k] = written ? in[k] : NULL;
+    for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = at(leaf->array[k], offset);
+    array[RMSP_EMA] = at(extra->ema, offset);
+    array[RMSP_GRAD_SUM] = at(extra->grad_sum, offset);
+    for (int k = 0; has_rows && k < RMSP_ARRAY_COUNT; k++) {
+        const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows.index[row];
+        array[k] = at(array[k], place * extra->rows.stride[k]);
     }
     if (layout->ndim == 0) {
-        work_of[op](count, in, &context);
+        work_on_block(op, count, array, &context); /* inlined, with a context in registers */
     } else {
-        rmsp_strided_run(item_size(leaf), layout, start, count, (const void *const *)in, out, work_of[op], &context);
+        void *out[RMSP_ARRAY_COUNT];
+        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+            if (!is_used(op, k)) array[k] = NULL;
+            const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
+            out[k] = written ? array[k] : NULL;
+        }
+        rmsp_strided_run(item_size(leaf), layout, start, count, (const void *const *)array, out,
+                         op == RMSP_STEP    ? step_block
+                         : op == RMSP_SUMSQ ? sumsq_block
+                                            : accumulate_block,
+                         &context);
     }
     if (op == RMSP_SUMSQ) extra->span_sums[start / RMSP_SPAN] = context.sum;
 }
@@ -187,7 +209,9 @@ static void run_share(const run_context *run, size_t begin, size_t end)
         const size_t rows = rows_of(leaf, run->op, &n);
         if (rows == 0 || n == 0) continue;
         check_leaf(plan, leaf, run->op);
-        if (leaf->extra == NULL && begin <= first && n <= end - first) { /* the usual leaf, whole */
+        const int is_one_piece =
+            leaf->extra == NULL || (n <= RMSP_SPAN && rows == 1 && leaf->extra->rows.index == NULL);
+        if (is_one_piece && begin <= first && n <= end - first) { /* the usual leaf, whole */
             run_span(run, leaf, 0, 0, n);
             first += n;
             continue;

@@ -26,12 +26,13 @@ class Plan:
     def set_numbers(
         self,
         groups: list[Group],
+        lrs: list[Any],
+        own_lrs: list[bool],
         leaf_groups: tuple[int, ...],
         options: Options,
-        lr: float | None,
-        grad_scale: float,
-        steady: bool,
+        largest: float,
     ) -> None: ...
+    def set_call_numbers(self, rates: list[float], grad_scale: float, lr: float | None) -> None: ...
     def forget_numbers(self) -> None: ...
     def step(self, params: Any, grads: Any, lr: float | None, grad_scale: float) -> bool: ...
     def step_claimed(self, params: Any, grads: Any) -> None: ...

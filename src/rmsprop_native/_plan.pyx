@@ -32,6 +32,7 @@ from rmsprop_native._leaves cimport Node, borrow
 
 from rmsprop_native.arrays import RowGrad, merge_rows, refusal, title
 from rmsprop_native.buffers import PAGE, place
+from rmsprop_native.coefficients import check_lr
 from rmsprop_native.tree import LEAF
 
 cnp.import_array()
@@ -240,6 +241,11 @@ cdef object copy_tree(Node node, object tree):
     return copies if type(tree) is list else tuple(copies)
 
 
+cdef inline bint is_usable(object o, double low, double high) noexcept:
+    """Whether an object is a float in this range, which excludes NaN."""
+    return PyFloat_Check(o) and low <= PyFloat_AS_DOUBLE(o) <= high
+
+
 # ---- the plan ----
 
 @cython.final
@@ -282,9 +288,15 @@ cdef class Plan:
     cdef size_t held  # how many of them hold references
     cdef list prepared  # the rows and values of gradients of rows, while they are stepped
     cdef object groups  # the index of each leaf's group, as given last
-    cdef bint ready  # the coefficients are those of the next step, with these numbers:
-    cdef bint steady, has_lr
+    cdef bint ready  # there are coefficients, but for what a call gives and schedules say
+    cdef bint current  # they are those of the next step with the numbers of the last call:
+    cdef bint has_lr
     cdef double lr, grad_scale
+    cdef list lrs  # the learning rate of each group: a float, or a schedule, which is asked before each step
+    cdef list own_lrs  # whether a call's lr does not replace it
+    cdef bint steady  # there is no schedule
+    cdef bint maximize, accumulates
+    cdef double largest  # what lr and grad_scale may be without a closer check
 
     def __init__(self, object structure, _core.Claim claim, list models, tuple names, list params=None):
         self.structure = structure
@@ -456,35 +468,37 @@ cdef class Plan:
 
     # ---- numbers ----
 
-    def set_numbers(self, list groups, tuple leaf_groups, object options, object lr, double grad_scale, bint steady):
-        """Take the coefficients of the next step; the caller has the claim.
+    def set_numbers(self, list groups, list lrs, list own_lrs, tuple leaf_groups, object options, double largest):
+        """Take the coefficients of the steps from now on; the caller has the claim.
 
         Parameters
         ----------
         groups : list of Group
-            The coefficients of each group of leaves.
+            The coefficients of each group of leaves, with any lr and a grad_scale of 1.
+        lrs : list of (float or callable)
+            The learning rate of each group.
+        own_lrs : list of bool
+            Whether it holds for calls that give another one.
         leaf_groups : tuple of int
             For each leaf the index of its group.
         options : Options
             For what holds for all leaves.
-        lr : float or None
-            What the call gave, and what a later call must give for the same coefficients.
-        grad_scale : float
-            Likewise.
-        steady : bool
-            Whether they hold for the steps after the next one too.
+        largest : float
+            Up to which lr and grad_scale can be taken; a step asks for a check of larger ones.
         """
         cdef size_t i
         cdef int k
         cdef c.rmsp_group *made = <c.rmsp_group *>PyMem_Calloc(len(groups), sizeof(c.rmsp_group))
         if made == NULL:
             raise MemoryError()
+        self.ready = self.current = False
         try:
             for i, group in enumerate(groups):
                 made[i].momentum = MOMENTUM[group.variant.momentum]
                 made[i].centered, made[i].l2 = group.variant.centered, group.variant.l2
                 made[i].bias_correction, made[i].ema = group.bias_correction, group.ema
                 made[i].clip_norm = group.clip_norm
+                made[i].lr_outside, made[i].decay = group.lr_outside, group.decay
                 if len(group.numbers) != COEFFICIENT_COUNT:
                     raise SystemError("Coefficients are not those of rmsp_coef")
                 for k in range(COEFFICIENT_COUNT):
@@ -493,10 +507,10 @@ cdef class Plan:
                     made[i].coef.grad_scale = 1.0 / options.accumulate  # the sum is scaled already
                 c.rmsp_group_refresh(&made[i])
             self._set_rules(groups, options)
+            steady = not any([callable(lr) for lr in lrs])
         except BaseException:
             PyMem_Free(made)
             raise
-        self.ready = False
         PyMem_Free(self.plan.groups)
         self.plan.groups = made
         self.plan.group_count = len(groups)
@@ -504,17 +518,69 @@ cdef class Plan:
             self.groups = leaf_groups
             for i in range(self.plan.leaf_count):
                 self.plan.leaves[i].group = leaf_groups[i]
+        self.lrs, self.own_lrs, self.steady = lrs, own_lrs, steady
+        self.maximize, self.accumulates, self.largest = options.maximize, options.accumulate > 1, largest
+        self.ready = True
+
+    def set_call_numbers(self, list rates, double grad_scale, object lr):
+        """Form the coefficients of the next step of numbers that were checked; the caller has the claim.
+
+        Parameters
+        ----------
+        rates : list of float
+            The learning rate of each group.
+        grad_scale : float
+            Factor on the gradients.
+        lr : float or None
+            What the call gave.
+        """
+        cdef size_t i
+        self.current = False
+        for i in range(self.plan.group_count):
+            self._set_group(i, rates[i], grad_scale)
+        self._keep_call(lr, grad_scale)
+
+    cdef bint _try_call_numbers(self, object lr, object grad_scale) except -1:
+        """`set_call_numbers` of what a call gives and schedules say; False where that must be checked more closely."""
+        cdef size_t i
+        cdef double scale, rate
+        self.current = False
+        if not is_usable(grad_scale, -self.largest, self.largest):
+            return False
+        if lr is not None and not is_usable(lr, 0.0, self.largest):
+            return False
+        scale = PyFloat_AS_DOUBLE(grad_scale)
+        for i in range(self.plan.group_count):
+            number = self.lrs[i] if lr is None or self.own_lrs[i] else lr
+            if not PyFloat_Check(number):
+                number = number(self.claim.counts.steps)
+                if not is_usable(number, 0.0, self.largest):
+                    number = check_lr(number)
+            rate = PyFloat_AS_DOUBLE(number)
+            if not (rate <= self.largest and rate * self.plan.groups[i].decay <= self.largest):
+                return False
+            self._set_group(i, rate, scale)
+        self._keep_call(lr, scale)
+        return True
+
+    cdef inline void _set_group(self, size_t i, double rate, double scale) noexcept:
+        if not self.accumulates:
+            self.plan.groups[i].coef.grad_scale = -scale if self.maximize else scale
+        c.rmsp_group_set_lr(&self.plan.groups[i], rate)
+
+    cdef int _keep_call(self, object lr, double scale) except -1:
+        self.plan.rules.grad_scale = -scale if self.maximize else scale
         self.has_lr = lr is not None
         self.lr = lr if self.has_lr else 0.0
-        self.grad_scale = grad_scale
-        self.steady = steady
-        self.ready = True
+        self.grad_scale = scale
+        self.current = True
+        return 0
 
     cdef int _set_rules(self, list groups, object options) except -1:
         """What holds for all leaves, by which a plan is bound in another way."""
         cdef c.rmsp_rules rules
         rules.accumulate = options.accumulate
-        rules.grad_scale = groups[0].numbers.grad_scale
+        rules.grad_scale = 1.0
         rules.clip_global_norm = float("inf") if options.clip_global_norm is None else options.clip_global_norm
         rules.nonfinite = NONFINITE[options.on_nonfinite]
         rules.clips = options.clip_global_norm is not None or any(
@@ -543,8 +609,9 @@ cdef class Plan:
         self.plan.rules = other.plan.rules
         self._make_sums()
         self.groups = other.groups
-        self.steady, self.has_lr = other.steady, other.has_lr
-        self.lr, self.grad_scale = other.lr, other.grad_scale
+        self.lrs, self.own_lrs, self.steady = other.lrs, other.own_lrs, other.steady
+        self.maximize, self.accumulates, self.largest = other.maximize, other.accumulates, other.largest
+        self.current, self.has_lr, self.lr, self.grad_scale = other.current, other.has_lr, other.lr, other.grad_scale
         self.ready = True
         return 0
 
@@ -566,11 +633,11 @@ cdef class Plan:
 
     def forget_numbers(self):
         """Ask for coefficients before the next step; the caller has the claim."""
-        self.ready = False
+        self.ready = self.current = False
 
     cdef inline bint _has_numbers(self, object lr, object grad_scale) noexcept:
         """Whether the coefficients are those of the next step with these numbers, which are compared as floats only."""
-        if not self.ready or not is_number(grad_scale, self.grad_scale):
+        if not self.current or not is_number(grad_scale, self.grad_scale):
             return False
         return not self.has_lr if lr is None else self.has_lr and is_number(lr, self.lr)
 
@@ -617,17 +684,17 @@ cdef class Plan:
             If the claim is taken.
         """
         _core.take(self.claim)
-        if not self._has_numbers(lr, grad_scale):
-            _core.release(self.claim)
-            return False
         try:
+            if not self._has_numbers(lr, grad_scale):
+                if not self.ready or not self._try_call_numbers(lr, grad_scale):
+                    return False
             self._step(params, grads)
         finally:
             _core.release(self.claim)
         return True
 
     def step_claimed(self, object params, object grads):
-        """`step` for a caller who has the claim and has set the numbers."""
+        """`step` for a caller that has the claim and has set the numbers."""
         self._step(params, grads)
 
     cdef int _step(self, object params, object grads) except -1:
@@ -655,7 +722,7 @@ cdef class Plan:
             if self.held:
                 self._release_leaves()
         if outcome == c.RMSP_STEPPED and not self.steady:
-            self.ready = False
+            self.current = False
         elif outcome == c.RMSP_NONFINITE:
             name = title("gradient", self._path(found.leaf))
             raise FloatingPointError(f"{name} has {found.count} of {found.size} elements that are not finite")

@@ -11,9 +11,21 @@ import numpy as np
 from rmsprop_native.options import Options, check_option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import NoReturn
 
-__all__ = ["Coefficients", "Group", "Variant", "check_dtype", "check_initial", "group_of", "resolve_lr", "variant_of"]
+__all__ = [
+    "Coefficients",
+    "Group",
+    "Variant",
+    "check_dtype",
+    "check_initial",
+    "check_lr",
+    "group_of",
+    "largest_number",
+    "resolve_lr",
+    "variant_of",
+]
 
 
 class Variant(NamedTuple):
@@ -65,6 +77,10 @@ class Group(NamedTuple):
     """The decay of averaged weights; 0.0 where there are none."""
     clip_norm: float
     """The largest norm of a gradient, in double; infinite where there is none."""
+    lr_outside: bool
+    """Whether lr is applied to what a momentum buffer gives, not to what it takes."""
+    decay: float
+    """Decoupled weight decay; 0.0 where there is none."""
     numbers: Coefficients
     """``bias_correction`` is 1 in these, and ``grad_scale`` that of the call, with the sign of `maximize`."""
 
@@ -127,6 +143,27 @@ def resolve_lr(options: Options, lr: object, steps_taken: int) -> float:
         if not callable(options.lr):
             return options.lr
         lr = options.lr(steps_taken)
+    return check_lr(lr)
+
+
+def check_lr(lr: object) -> float:
+    """A learning rate as a float.
+
+    Parameters
+    ----------
+    lr : object
+        What a call gave, or a schedule returned.
+
+    Returns
+    -------
+    float
+        Finite and >= 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Options`; a schedule in its place is refused too.
+    """
     if callable(lr):
         raise TypeError(f"lr must be a number, got {lr!r}")
     rate: float = check_option("lr", lr)
@@ -177,6 +214,8 @@ def group_of(options: Options, lr: float, grad_scale: float) -> Group:
         bias_correction=options.bias_correction,
         ema=0.0 if options.ema is None else options.ema,
         clip_norm=math.inf if options.clip_norm is None else options.clip_norm,
+        lr_outside=lr_outside,
+        decay=options.weight_decay if options.decoupled_weight_decay else 0.0,
         numbers=numbers,
     )
 
@@ -271,6 +310,21 @@ def check_dtype(group: Group, options: Options, dtype: np.dtype[Any]) -> None:
         if not (lows[i] < number < highs[i] or number == 0 or number == math.inf or lows[i] < -number < highs[i]):
             source = _NUMBERS[i]
             _refuse(source, -number if options.maximize and source.option == "grad_scale" else number, dtype)
+
+
+def largest_number(dtypes: Iterable[np.dtype[Any]]) -> float:
+    """The largest finite number of the narrowest of some arithmetic types.
+
+    Parameters
+    ----------
+    dtypes : iterable of numpy.dtype
+        float32 or float64.
+
+    Returns
+    -------
+    float
+    """
+    return min((float(np.finfo(dtype).max) for dtype in dtypes), default=float(np.finfo(np.float64).max))
 
 
 def check_initial(options: Options, dtype: np.dtype[Any]) -> None:

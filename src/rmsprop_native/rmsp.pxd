@@ -44,11 +44,14 @@ cdef extern from "rmsp.h" nogil:
         int centered
         int l2
         int bias_correction
+        int lr_outside
+        double decay
         double ema
         double clip_norm
         rmsp_coef coef
 
     void rmsp_group_refresh(rmsp_group *group) noexcept
+    void rmsp_group_set_lr(rmsp_group *group, double lr) noexcept
 
     enum:
         RMSP_PARAM

@@ -10,7 +10,7 @@ import numpy as np
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, as_arrays
-from rmsprop_native.coefficients import check_dtype, check_initial, group_of, resolve_lr
+from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.options import Options, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves
 from rmsprop_native.presets import make_options
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rmsprop_native.coefficients import Group
     from rmsprop_native.overrides import LeafOptions
 
 __all__ = ["State", "init", "set_numbers"]
@@ -62,7 +61,6 @@ class State:
         "_options",
         "_overrides",
         "_plan",
-        "_steady",
         "_structure",
     )
 
@@ -73,7 +71,6 @@ class State:
     _options: Options
     _overrides: dict[str, dict[str, Any]]
     _plan: Plan
-    _steady: bool
     _structure: Tree
 
     def __init__(self) -> None:
@@ -173,11 +170,10 @@ class State:
             if options.accumulate != self._options.accumulate and self.accumulated:
                 raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
             groups, leaf_groups = group_leaves(options, self._overrides, self._paths())
-            _form(groups, self._dtypes, None, 1.0, self.step)  # raises what the next step would
-            steady = _is_steady(groups)
+            _rates(groups, self._dtypes, None, 1.0, self.step)  # raises what the next step would
             # Nothing fails from here on.
             self._plan.forget_numbers()
-            self._options, self._groups, self._leaf_groups, self._steady = options, groups, leaf_groups, steady
+            self._options, self._groups, self._leaf_groups = options, groups, leaf_groups
 
     def copy(self) -> Self:
         """A state with the same values in arrays of its own.
@@ -282,26 +278,23 @@ def _count(name: str, value: object) -> int:
     return count
 
 
-def _is_steady(groups: list[LeafOptions]) -> bool:
-    """Whether no schedule asks for other coefficients at each step."""
-    return not any(callable(options.lr) for options, _ in groups)
-
-
-def _form(
+def _rates(
     groups: list[LeafOptions], dtypes: frozenset[np.dtype[Any]], lr: float | None, grad_scale: float, step: int
-) -> list[Group]:
-    """The coefficients of the step after `step` others, checked; runs schedules."""
-    formed = []
-    for options, own_lr in groups:
-        group = group_of(options, resolve_lr(options, None if own_lr else lr, step), grad_scale)
+) -> list[float]:
+    """The learning rate of each group for the step after `step` others; all numbers are checked, schedules called."""
+    rates = [resolve_lr(options, None if own_lr else lr, step) for options, own_lr in groups]
+    for (options, _), rate in zip(groups, rates, strict=True):
+        group = group_of(options, rate, grad_scale)
         for dtype in dtypes:
             check_dtype(group, options, dtype)
-        formed.append(group)
-    return formed
+    return rates
 
 
 def set_numbers(state: State, lr: object, grad_scale: object) -> None:
     """Give the plan of `state` the coefficients of its next step; the caller has the claim.
+
+    The plan asks for it at its first step, after a change of options, and where a number of a call is no float or so
+    large that it must be checked.
 
     Parameters
     ----------
@@ -317,11 +310,15 @@ def set_numbers(state: State, lr: object, grad_scale: object) -> None:
     TypeError, ValueError
         If a number is refused; what a schedule raises passes through.
     """
-    if lr is not None:
-        lr = resolve_lr(state._options, lr, 0)
+    rate = None if lr is None else check_lr(lr)
     scale = check_number("grad_scale", grad_scale)
-    formed = _form(state._groups, state._dtypes, lr, scale, state.step)
-    state._plan.set_numbers(formed, state._leaf_groups, state._options, lr, scale, state._steady)
+    rates = _rates(state._groups, state._dtypes, rate, scale, state.step)
+    formed = [group_of(options, 0.0, 1.0) for options, _ in state._groups]
+    lrs = [options.lr for options, _ in state._groups]
+    own_lrs = [own_lr for _, own_lr in state._groups]
+    largest = largest_number(state._dtypes)
+    state._plan.set_numbers(formed, lrs, own_lrs, state._leaf_groups, state._options, largest)
+    state._plan.set_call_numbers(rates, scale, rate)
 
 
 def _fill(
@@ -342,7 +339,6 @@ def _fill(
     state._options = options
     state._overrides = check_overrides(overrides)
     state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
-    state._steady = _is_steady(state._groups)
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
     state._claim = Claim(structure.size)
     state._plan = Plan(structure, state._claim, models, options.buffers, params)
@@ -403,7 +399,7 @@ def init(
     _fill(state, structure, checked, {} if overrides is None else overrides, models, leaves)
     for dtype in state._dtypes:
         check_initial(checked, dtype)
-    _form(state._groups, state._dtypes, None, 1.0, 0)  # raises what the first step would
+    _rates(state._groups, state._dtypes, None, 1.0, 0)  # raises what the first step would
     if checked.initial_square_avg != 0:
         for array in state._plan.arrays("square_avg"):
             # A complex number starts as two reals: the same in both.

@@ -352,7 +352,7 @@ class Problem:
 
 def ours_of(params, state):
     """Our arrays by the names that Peer.arrays() uses."""
-    names = [name for name in state._buffers if name != "grad_sum"]
+    names = [name for name in state.options.buffers if name != "grad_sum"]
     return {"param": params} | {name: getattr(state, name) for name in names}
 
 
