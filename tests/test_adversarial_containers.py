@@ -566,7 +566,7 @@ def test_finalizers_that_empty_the_lists(lr, kind, name):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_finalizers_that_reshape_the_parameters_of_init():
-    """init works on the arrays that it has checked."""
+    """Init works on the arrays that it has checked."""
     outcomes = set()
     for allocation in range(1, 120):
         params = [np.zeros(4) for _ in range(6)]
