@@ -424,19 +424,26 @@ def test_containers_that_look_like_a_namedtuple_or_are_made_otherwise(make, rng)
         assert all(same_bits(a, b) for a, b in zip(leaves, others, strict=True))
 
 
-@pytest.mark.parametrize("depth", [100, 2000])
-@pytest.mark.parametrize("make", [lambda t: [t], lambda t: (t,), lambda t: {"k": t}], ids=["list", "tuple", "dict"])
-def test_containers_nested_deep(make, depth):
-    """Refused, by Python's own limit, or stepped."""
-    params, grads = np.ones(2), np.ones(2)
-    leaf = params
+MAKE = {"list": lambda t: [t], "tuple": lambda t: (t,), "dict": lambda t: {"k": t}}
+
+
+def nested(make, depth, leaf):
     for _ in range(depth):
-        params, grads = make(params), make(grads)
-    if depth == 2000:
-        assert sys.getrecursionlimit() < depth
-        with pytest.raises(RecursionError):
-            rms.init(params)
-        return
+        leaf = make(leaf)
+    return leaf
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_containers_nested_too_deep_for_python_are_refused(make):
+    assert sys.getrecursionlimit() < 2000
+    with pytest.raises(RecursionError):
+        rms.init(nested(MAKE[make], 2000, np.ones(2)))
+
+
+@pytest.mark.parametrize("make", MAKE)
+def test_containers_nested_deep(make):
+    leaf = np.ones(2)
+    params, grads = nested(MAKE[make], 100, leaf), nested(MAKE[make], 100, np.ones(2))
     state = rms.init(params)
     rms.update_(params, grads, state)
     assert state.step == 1

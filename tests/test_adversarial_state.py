@@ -438,8 +438,11 @@ def test_numbers_that_float32_cannot_hold_are_refused_under_the_users_names(name
         rms.init([np.ones(3), np.ones(3, np.float32)], **options)
     assert not any(word in str(caught.value) for word in INTERNAL)
     rms.init([np.ones(3)], **options)
-    if "initial_square_avg" in options:
-        return
+
+
+@pytest.mark.parametrize("name", [name for name in LIMITS if "initial_square_avg" not in LIMITS[name][0]])
+def test_a_state_is_not_given_numbers_that_float32_cannot_hold(name):
+    options, match = LIMITS[name]
     pair = Pair(
         [np.ones(3, np.float32)], momentum=0.9 if "momentum" in options else 0.0, ema=0.9 if "ema" in options else None
     )
