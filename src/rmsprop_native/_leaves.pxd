@@ -12,4 +12,4 @@ cdef class Node:
     cdef PyObject **child
 
 
-cdef bint borrow(Node node, PyObject *tree, PyObject **into, size_t *filled) noexcept
+cdef PyObject **borrow(Node node, PyObject *tree, PyObject **into) noexcept

@@ -5,24 +5,26 @@ All other containers are left to Tree.leaves, which runs Python code; the plan h
 """
 
 cimport cython
-from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 from cpython.object cimport Py_EQ, PyObject
 
 from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
 
+# Of borrowed references, so that no references are counted on the way.
 cdef extern from "Python.h":
-    bint PyDict_CheckExact(object o) noexcept
-    Py_ssize_t PyDict_Size(object o) noexcept
-    bint PyList_CheckExact(object o) noexcept
-    bint PyLong_CheckExact(object o) noexcept
-    bint PyUnicode_CheckExact(object o) noexcept
-    int PyObject_RichCompareBool(object one, object other, int operator) noexcept
-    int PyUnicode_Compare(object one, object other) noexcept
-    Py_ssize_t PySequence_Fast_GET_SIZE(object o) noexcept
-    PyObject **PySequence_Fast_ITEMS(object o) noexcept
+    bint PyDict_CheckExact(PyObject *o) noexcept
+    PyObject *PyDict_GetItemWithError(PyObject *o, PyObject *key) noexcept
+    bint PyDict_Next(PyObject *o, Py_ssize_t *place, PyObject **key, PyObject **value) noexcept
+    bint PyList_CheckExact(PyObject *o) noexcept
+    bint PyLong_CheckExact(PyObject *o) noexcept
+    bint PyUnicode_CheckExact(PyObject *o) noexcept
+    int PyObject_RichCompareBool(PyObject *one, PyObject *other, int operator) noexcept
+    int PyUnicode_Compare(PyObject *one, PyObject *other) noexcept
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject *o) noexcept
+    PyObject **PySequence_Fast_ITEMS(PyObject *o) noexcept
 
 cdef extern from *:
     """
+    #define rmsp_dict_size(d) (((PyDictObject *)(d))->ma_used)
     #define rmsp_tuple_items(t) (&PyTuple_GET_ITEM(t, 0))
     /* A tuple, or a namedtuple: a class that does not override how tuple looks its items up. __getitem__ fills
        mp_subscript; sq_item differs in every subclass written in Python. */
@@ -34,6 +36,7 @@ cdef extern from *:
                type->tp_as_mapping->mp_subscript == PyTuple_Type.tp_as_mapping->mp_subscript;
     }
     """
+    Py_ssize_t rmsp_dict_size(PyObject *d) noexcept
     PyObject **rmsp_tuple_items(PyObject *t) noexcept
     bint rmsp_is_plain_tuple(PyObject *o) noexcept
 
@@ -61,18 +64,18 @@ cdef class Node:
 
 cdef inline bint is_plain_key(PyObject *key) noexcept:
     """Whether comparing and hashing a key runs no Python code."""
-    return PyUnicode_CheckExact(<object>key) or PyLong_CheckExact(<object>key)
+    return PyUnicode_CheckExact(key) or PyLong_CheckExact(key)
 
 
 cdef inline bint is_same_key(PyObject *found, PyObject *key) noexcept:
     if found == key:
         return True
-    if PyUnicode_CheckExact(<object>found):
-        return PyUnicode_CheckExact(<object>key) and PyUnicode_Compare(<object>found, <object>key) == 0
+    if PyUnicode_CheckExact(found):
+        return PyUnicode_CheckExact(key) and PyUnicode_Compare(found, key) == 0
     return (
-        PyLong_CheckExact(<object>found)
-        and PyLong_CheckExact(<object>key)
-        and PyObject_RichCompareBool(<object>found, <object>key, Py_EQ) == 1
+        PyLong_CheckExact(found)
+        and PyLong_CheckExact(key)
+        and PyObject_RichCompareBool(found, key, Py_EQ) == 1
     )
 
 
@@ -80,63 +83,66 @@ cdef bint has_plain_keys(PyObject *tree) noexcept:
     cdef Py_ssize_t place = 0
     cdef PyObject *found
     cdef PyObject *value
-    while PyDict_Next(<object>tree, &place, &found, &value):
+    while PyDict_Next(tree, &place, &found, &value):
         if not is_plain_key(found):
             return False
     return True
 
 
-cdef inline bint take_child(Node node, Py_ssize_t i, PyObject *value, PyObject **into, size_t *filled) noexcept:
+cdef inline PyObject **take_child(Node node, Py_ssize_t i, PyObject *value, PyObject **into) noexcept:
     if node.child[i] == <PyObject *>None:
-        into[filled[0]] = value
-        filled[0] += 1
-        return True
-    return borrow(<Node>node.child[i], value, into, filled)
+        into[0] = value
+        return into + 1
+    return borrow(<Node>node.child[i], value, into)
 
 
-cdef bint borrow_by_name(Node node, PyObject *tree, PyObject **into, size_t *filled) noexcept:
+cdef PyObject **borrow_by_name(Node node, PyObject *tree, PyObject **into) noexcept:
     """A dict whose keys are in another order than those of `node`."""
     cdef Py_ssize_t i
     cdef PyObject *value
     if not has_plain_keys(tree):
-        return False
+        return NULL
     for i in range(node.count):
         if not is_plain_key(node.key[i]):
-            return False
-        value = PyDict_GetItemWithError(<object>tree, <object>node.key[i])
-        if value == NULL or not take_child(node, i, value, into, filled):
-            return False
-    return True
+            return NULL
+        value = PyDict_GetItemWithError(tree, node.key[i])
+        if value == NULL:
+            return NULL
+        into = take_child(node, i, value, into)
+        if into == NULL:
+            return NULL
+    return into
 
 
-cdef bint borrow(Node node, PyObject *tree, PyObject **into, size_t *filled) noexcept:
-    """Collect borrowed references to the leaves of `tree` without running Python code: from exact lists, tuples,
-    namedtuples, and dicts whose keys are those of `node`, the same objects or equal strings or ints. False if Python
-    code would have to run, or the structure is another one."""
+cdef PyObject **borrow(Node node, PyObject *tree, PyObject **into) noexcept:
+    """Collect the leaves of `tree`, borrowed, where this takes no code but C's: exact lists, tuples, namedtuples, and
+    dicts whose keys are those of `node`, the same objects or equal strings or ints. The place behind the last leaf; NULL
+    where it would take other code, or the structure is another one."""
     cdef Py_ssize_t i, place = 0
-    cdef size_t before = filled[0]
+    cdef PyObject **start = into
     cdef PyObject *found
     cdef PyObject *value
     cdef PyObject **items
     if node.kind == KIND_DICT:
-        if not PyDict_CheckExact(<object>tree) or PyDict_Size(<object>tree) != node.count:
-            return False
+        if not PyDict_CheckExact(tree) or rmsp_dict_size(tree) != node.count:
+            return NULL
         for i in range(node.count):
-            PyDict_Next(<object>tree, &place, &found, &value)
+            PyDict_Next(tree, &place, &found, &value)
             if not is_same_key(found, node.key[i]):
-                filled[0] = before
-                return borrow_by_name(node, tree, into, filled)
-            if not take_child(node, i, value, into, filled):
-                return False
-        return True
+                return borrow_by_name(node, tree, start)
+            into = take_child(node, i, value, into)
+            if into == NULL:
+                return NULL
+        return into
     if node.kind == KIND_SEQUENCE:
-        if not PyList_CheckExact(<object>tree) and not rmsp_is_plain_tuple(tree):
-            return False
-        if PySequence_Fast_GET_SIZE(<object>tree) != node.count:
-            return False
-        items = PySequence_Fast_ITEMS(<object>tree)
+        if not PyList_CheckExact(tree) and not rmsp_is_plain_tuple(tree):
+            return NULL
+        if PySequence_Fast_GET_SIZE(tree) != node.count:
+            return NULL
+        items = PySequence_Fast_ITEMS(tree)
         for i in range(node.count):
-            if not take_child(node, i, items[i], into, filled):
-                return False
-        return True
-    return node.kind == KIND_EMPTY and tree == <PyObject *>None
+            into = take_child(node, i, items[i], into)
+            if into == NULL:
+                return NULL
+        return into
+    return into if node.kind == KIND_EMPTY and tree == <PyObject *>None else NULL

@@ -735,7 +735,7 @@ cdef class Plan:
 
     cdef bint _borrow(self, PyObject *params, PyObject *grads, PyObject ***param, PyObject ***grad) noexcept:
         """Find the leaves without running Python code, borrowed; False where that cannot be."""
-        cdef size_t filled = 0, n = self.plan.leaf_count
+        cdef size_t n = self.plan.leaf_count
         if self.root.flat and PyList_CheckExact(<object>params) and PyList_CheckExact(<object>grads):
             if <size_t>PyList_GET_SIZE(<object>params) != n or <size_t>PyList_GET_SIZE(<object>grads) != n:
                 return False
@@ -744,15 +744,15 @@ cdef class Plan:
             return True
         param[0] = self.leaves
         grad[0] = self.leaves + n
-        if not borrow(self.root, params, self.leaves, &filled):
-            return False
-        return borrow(self.root, grads, self.leaves, &filled)
+        return (
+            borrow(self.root, params, self.leaves) != NULL and borrow(self.root, grads, self.leaves + n) != NULL
+        )
 
     cdef int _collect(self, object params, object grads) except -1:
         """Find the leaves by whatever code the containers have, with references."""
-        cdef size_t filled = 0, n = self.plan.leaf_count
+        cdef size_t n = self.plan.leaf_count
         cdef c.rmsp_array one, other
-        if borrow(self.root, <PyObject *>params, self.leaves, &filled):
+        if borrow(self.root, <PyObject *>params, self.leaves) != NULL:
             self._take_references(n)
         else:
             # A container with code of its own may give new copies at each access; a step on them would be lost.
