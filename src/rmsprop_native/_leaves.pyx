@@ -116,8 +116,8 @@ cdef PyObject **borrow_by_name(Node node, PyObject *tree, PyObject **into) noexc
 
 cdef PyObject **borrow(Node node, PyObject *tree, PyObject **into) noexcept:
     """Collect the leaves of `tree`, borrowed, where this takes no code but C's: exact lists, tuples, namedtuples, and
-    dicts whose keys are those of `node`, the same objects or equal strings or ints. The place behind the last leaf; NULL
-    where it would take other code, or the structure is another one."""
+    dicts whose keys are those of `node`, the same objects or equal strings or ints. Returns the place behind the last
+    leaf; NULL where it would take other code, or the structure is another one."""
     cdef Py_ssize_t i, place = 0
     cdef PyObject **start = into
     cdef PyObject *found
