@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -133,6 +134,36 @@ def run_python(code, *arguments, **environment):
         check=True,
         timeout=60,
     ).stdout.strip()
+
+
+@cache
+def memory_failures():
+    """CPython's module that makes allocations fail. Skips where this Python itself crashes then, as 3.13.0 does where a
+    tuple is made of a generator.
+    """
+    testcapi = pytest.importorskip("_testcapi", reason="this Python was built without its test modules")
+    code = """
+import _testcapi, dataclasses
+@dataclasses.dataclass
+class Pair:
+    a: int = 1
+    b: int = 2
+for repeat in range(100):
+    for allocation in range(12):
+        _testcapi.set_nomemory(allocation, allocation + 1)
+        try:
+            dataclasses.fields(Pair)
+        except MemoryError:
+            pass
+        finally:
+            _testcapi.remove_mem_hooks()
+        repr([dataclasses.fields(Pair), [(i,) for i in range(50)]])
+"""
+    try:
+        run_python(code)
+    except subprocess.CalledProcessError:
+        pytest.skip("this Python crashes by itself when memory runs out", allow_module_level=True)
+    return testcapi
 
 
 class Schedule:

@@ -9,14 +9,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import same_bits
+from conftest import memory_failures, same_bits
 from hostile import everything
 
 import rmsprop_native as rms
 from rmsprop_native import _core
 from rmsprop_native.tree import flatten
 
-_testcapi = pytest.importorskip("_testcapi", reason="this Python was built without its test modules")
+_testcapi = memory_failures()
 
 # What Python says of objects that it could not finish while there was no memory; where the generators of a walk are,
 # for instance.

@@ -57,6 +57,7 @@ class State:
         "_claim",
         "_dtypes",
         "_groups",
+        "_largest",
         "_leaf_groups",
         "_options",
         "_overrides",
@@ -67,6 +68,7 @@ class State:
     _claim: Claim
     _dtypes: frozenset[np.dtype[Any]]
     _groups: list[LeafOptions]
+    _largest: float
     _leaf_groups: tuple[int, ...]
     _options: Options
     _overrides: dict[str, dict[str, Any]]
@@ -316,8 +318,7 @@ def set_numbers(state: State, lr: object, grad_scale: object) -> None:
     formed = [group_of(options, 0.0, 1.0) for options, _ in state._groups]
     lrs = [options.lr for options, _ in state._groups]
     own_lrs = [own_lr for _, own_lr in state._groups]
-    largest = largest_number(state._dtypes)
-    state._plan.set_numbers(formed, lrs, own_lrs, state._leaf_groups, state._options, largest)
+    state._plan.set_numbers(formed, lrs, own_lrs, state._leaf_groups, state._options, state._largest)
     state._plan.set_call_numbers(rates, scale, rate)
 
 
@@ -340,6 +341,7 @@ def _fill(
     state._overrides = check_overrides(overrides)
     state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
+    state._largest = largest_number(state._dtypes)
     state._claim = Claim(structure.size)
     state._plan = Plan(structure, state._claim, models, options.buffers, params)
 
