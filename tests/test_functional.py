@@ -135,6 +135,77 @@ def test_lr_as_a_function_of_the_steps_taken(rng):
         rms.init(one, lr=lambda taken: -1.0)
 
 
+RATES = {
+    "number": 0.1,
+    "float": lambda taken: 0.5 / (1 + taken),
+    "float32": lambda taken: np.float32(0.25),
+    "float64": lambda taken: np.float64(0.3),
+    "int": lambda taken: 1,
+    "0-d": lambda taken: np.array(0.125),
+}
+REFUSED = [{"lr": True}, {"lr": np.nan}, {"lr": [1.0, 2.0]}, {"lr": -1.0}, {"grad_scale": np.inf}, {"grad_scale": None}]
+
+
+@pytest.mark.parametrize("own", RATES)
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.1, "decoupled_weight_decay": True, "bias_correction": True},
+        {"momentum": 0.9, "maximize": True, "clip_norm": 0.5},
+        {"momentum": 0.9, "lr_in_momentum": True, "accumulate": 2, "maximize": True},
+    ],
+    ids=["decoupled", "momentum", "accumulate"],
+)
+def test_numbers_of_calls_in_any_order(options, rate, own, rng):
+    """Of calls, schedules and overrides, with refused calls, copies and pure steps between them."""
+    params = {"a": rng.standard_normal(5).astype(np.float32), "b": rng.standard_normal(3).astype(np.float32)}
+    options = options | {"lr": RATES[rate]}
+    overrides = {"b": {"lr": RATES[own]}}
+    ref_params = {key: param.copy() for key, param in params.items()}
+    state = rms.init(params, overrides=overrides, **options)
+    ref_state = reference.init(ref_params, overrides=overrides, **options)
+    for call in range(12):
+        grads = {key: rng.standard_normal(param.size).astype(np.float32) for key, param in params.items()}
+        numbers = {
+            "lr": [None, 0.2, 0.0, -0.0, 1, np.float32(0.3), np.array(0.4)][rng.integers(7)],
+            "grad_scale": [1.0, 2, 0.0, -0.0, -1.5, np.float32(0.5)][rng.integers(6)],
+        }
+        refused(
+            (TypeError, ValueError), "lr must|grad_scale must", params, grads, state, **REFUSED[call % len(REFUSED)]
+        )
+        if call % 3 == 1:
+            state = state.copy()
+        if call % 3 == 2:
+            params, state = rms.update(params, grads, state, **numbers)
+        else:
+            rms.update_(params, grads, state, **numbers)
+        lr = None if numbers["lr"] is None else float(numbers["lr"])
+        reference.update_(ref_params, grads, ref_state, lr=lr, grad_scale=float(numbers["grad_scale"]))
+        check_alike(params, state, ref_params, ref_state)
+
+
+def test_a_schedule_that_raises_counts_nothing_and_leaves_no_rate_behind():
+    calls = []
+
+    def flaky(taken):
+        calls.append(taken)
+        if len(calls) % 2:
+            return 0.5
+        raise ZeroDivisionError
+
+    params = [np.zeros(1), np.zeros(1)]
+    state = rms.init(params, rho=0.0, eps=0.0, overrides={"1": {"lr": flaky}})  # asks once
+    for lr in (1.0, 2.0, 4.0):
+        before = [param.copy() for param in params]
+        with pytest.raises(ZeroDivisionError):
+            rms.update_(params, [np.ones(1), np.ones(1)], state, lr=lr)
+        assert all(same_bits(one, other) for one, other in zip(params, before, strict=True))
+        rms.update_(params, [np.ones(1), np.ones(1)], state, lr=8.0)
+    assert [param[0] for param in params] == [-24.0, -1.5]
+    assert state.step == 3
+
+
 # ---- floating-point flags ----
 
 
