@@ -111,7 +111,26 @@ def disassembly():
     return dict(zip(functions[1::2], functions[2::2], strict=True))
 
 
-@pytest.mark.parametrize("variant", [name + suffix for name in VARIANTS for suffix in ("", "_neutral")])
+# The loops that read numbers of each element.
+EACH = [
+    *[name + "_lr_each" for name in VARIANTS],
+    *[name + "_lr_out_each" for name in VARIANTS if "momentum" in name or "nesterov" in name],
+    *[
+        f"{name}_{kind}"
+        for name in ("plain", "centered", "momentum", "momentum_centered")
+        for kind in ("lr_each_neutral", "all_each")
+    ],
+]
+
+
+def test_every_loop_is_known(disassembly):
+    """The lists of names that the tests below go through are complete."""
+    found = {name.split("_step_")[1] for name in disassembly if re.match(r"rmsp_[a-z0-9]+_f\d+_step_", name)}
+    found = {re.sub(r"\..*", "", name) for name in found}
+    assert found == {name + suffix for name in VARIANTS for suffix in ("", "_neutral")} | set(EACH)
+
+
+@pytest.mark.parametrize("variant", [*[name + suffix for name in VARIANTS for suffix in ("", "_neutral")], *EACH])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_loop_is_vectorised(isa, dtype, variant, disassembly):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import pickle
 from types import MappingProxyType
 
 import numpy as np
 import pytest
-from cases import options_of
-from conftest import Schedule, stepped_alike
+from cases import LAYOUTS, THREADS, VARIANTS, options_of
+from conftest import Schedule, check_alike, on_reference, refused, stepped_alike
 
 import rmsprop_native as rms
-from rmsprop_native import Options
+from rmsprop_native import Options, _core, reference
 from rmsprop_native.overrides import LeafOptions, check_overrides, check_paths, group_leaves
 
 
@@ -190,9 +191,9 @@ def test_patterns_are_strings(pattern):
         rms.init([np.zeros(2)], overrides={pattern: {"lr": 0.5}})
 
 
-@pytest.mark.parametrize("value", ["0.5", True, None, np.ones(2)])
+@pytest.mark.parametrize("value", ["0.5", True, None, [0.5, 0.5], np.ones(2, bool), np.ones(2, complex)])
 def test_values_of_the_wrong_kind(value):
-    with pytest.raises(TypeError, match=r"^overrides for 'w': lr must be a number, got "):
+    with pytest.raises(TypeError, match=r"^overrides for 'w': lr must be a number(, got | or an array of real)"):
         rms.init({"w": np.zeros(2)}, overrides={"w": {"lr": value}})
 
 
@@ -230,3 +231,140 @@ def test_many_leaves_without_overrides_share_one_group():
 
     groups, leaf_groups = group_leaves(Options(), {}, Paths(["p"] * 300_000))
     assert (len(groups), leaf_groups) == (1, (0,) * 300_000)
+
+
+# ---- learning rates that are arrays ----
+
+SHAPE = (5, 40, 30)
+RATE_SHAPES = [SHAPE, (5, 1, 1), (5, 40, 1), (1, 40, 1), (30,), (40, 30), (5, 1, 30), (1, 1, 1), (1,)]
+
+
+def rates_like(rng, shape):
+    return rng.uniform(0, 0.1, shape)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", RATE_SHAPES, ids=str)
+def test_rates_of_every_shape_and_layout(shape, layout, dtype, threads, rng):
+    rms.set_num_threads(threads)
+    _core.set_grain(0)
+    param, grad = (LAYOUTS[layout](rng.standard_normal(SHAPE).astype(dtype)) for _ in range(2))
+    stepped_alike({}, [param], [grad], overrides={"0": {"lr": rates_like(rng, shape)}}, lr=7.0)
+    # A parameter that lies otherwise than the state, whose order the rates have.
+    state = rms.init([param], overrides={"0": {"lr": rates_like(rng, shape)}})
+    other = [np.array(param, order="C" if layout == "F" else "F")]
+    ref_params, ref_state = on_reference(other, {}, state._overrides)
+    rms.update_(other, [grad], state)
+    reference.update_(ref_params, [grad], ref_state)
+    check_alike(other, state, ref_params, ref_state)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"weight_decay": 0.5, "decoupled_weight_decay": True},
+        {"bias_correction": True, "maximize": True},
+        {"clip_norm": 0.5},
+        {"accumulate": 2, "ema": 0.9},
+    ],
+    ids=["plain", "decoupled", "corrected", "clipped", "accumulated"],
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["lr outside", "lr inside"])
+@pytest.mark.parametrize("shape", [(9, 70), (9, 1), (70,)], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rates_with_every_option(variant, shape, inside, more, rng):
+    options = VARIANTS[variant] | {"lr_in_momentum": inside} | more
+    params, grads = ({"w": rng.standard_normal((9, 70)), "b": rng.standard_normal(3)} for _ in range(2))
+    stepped_alike(options, params, grads, steps=4, overrides={"w": {"lr": rates_like(rng, shape)}})
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("shape", [(8, 30), (8, 1), (30,)], ids=str)
+def test_rates_of_rows(shape, order, rng):
+    """A RowGrad moves each row by its own rates."""
+    param = np.array(rng.standard_normal((8, 30)), order=order)
+    grad = rms.RowGrad(np.array([6, 1, 3]), rng.standard_normal((3, 30)))
+    stepped_alike({"momentum": 0.9}, [param], [grad], overrides={"*": {"lr": rates_like(rng, shape)}})
+
+
+def test_a_population_moves_as_its_members_would(rng):
+    """Networks in one array, each with a rate, against each network by itself."""
+    members, rates = 6, rng.uniform(0.01, 0.1, 6)
+    population, grads = (rng.standard_normal((members, 11, 7)).astype(np.float32) for _ in range(2))
+    alone = [network.copy() for network in population]
+    states = [rms.init(network, lr=rate) for network, rate in zip(alone, rates, strict=True)]
+    state = rms.init(population, overrides={"*": {"lr": rates[:, None, None]}})
+    for _ in range(3):
+        rms.update_(population, grads, state)
+        for network, grad, of_one in zip(alone, grads, states, strict=True):
+            rms.update_(network, grad, of_one)
+    assert np.array_equal(population, np.array(alone))
+
+
+def test_overrides_change_later(rng):
+    params, grads = ({"w": rng.standard_normal((4, 3)), "b": rng.standard_normal(3)} for _ in range(2))
+    state = rms.init(params, lr=0.5, overrides={"w": {"lr": np.full((4, 1), 0.25)}})
+    ref_params, ref_state = on_reference(params, {"lr": 0.5}, {"w": {"lr": np.full((4, 1), 0.25)}})
+    for overrides in [None, {"b": {"lr": np.full(3, 0.5)}}, {"*": {"rho": 0.5}}, {}, {"w": {"lr": np.ones((4, 3))}}]:
+        if overrides is not None:
+            state.replace(overrides=overrides)
+            ref_state.overrides = overrides
+        state = state.copy()
+        rms.update_(params, grads, state)
+        reference.update_(ref_params, grads, ref_state)
+        check_alike(params, state, ref_params, ref_state)
+    state.replace(rho=0.5)  # the overrides stay
+    assert list(state._overrides) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "match"),
+    [
+        ({"w": {"lr": np.ones((3, 4))}}, ValueError, r"for 'w': lr has shape \(3, 4\).* broadcast to \(4, 3\)"),
+        ({"w": {"lr": np.ones((1, 4, 3))}}, ValueError, r"lr has shape \(1, 4, 3\)"),
+        ({"*": {"lr": np.ones((4, 1))}}, ValueError, r"for 'b': lr has shape \(4, 1\)"),
+        ({"w": {"lr": np.array([0.1, -0.1, 0.1])}}, ValueError, "finite and >= 0, got an array with -0.1"),
+        ({"w": {"lr": np.array([0.1, np.nan, 0.1])}}, ValueError, "got an array with nan"),
+        ({"w": {"lr": np.array([0.1, 1e300, 0.1])}}, ValueError, "lr=1e.300 is infinite in float32"),
+        ({"w": {"lr": np.ma.masked_array(np.ones(3), [0, 1, 0])}}, TypeError, "a MaskedArray of float64"),
+        ({"w": {"lr": np.ones(3, object)}}, TypeError, "an array of object"),
+        ({"w": {"rho": np.ones(3)}}, TypeError, "rho"),
+        ({"x": {"lr": 0.1}}, ValueError, "matches none of"),
+    ],
+    ids=repr,
+)
+def test_a_refused_change_of_overrides_changes_nothing(overrides, error, match):
+    params = {"w": np.ones((4, 3), np.float32), "b": np.ones(3, np.float32)}
+    with pytest.raises(error, match=match):
+        rms.init(params, overrides=overrides)
+    state = rms.init(params, overrides={"w": {"lr": np.full(3, 0.5)}}, rho=0.0, eps=0.0)
+    with pytest.raises(error, match=match):
+        state.replace(overrides=overrides)
+    rms.update_(params, {"w": np.ones((4, 3), np.float32), "b": None}, state)
+    assert (params["w"] == 0.5).all()
+
+
+def test_an_array_of_rates_is_copied_and_stays_in_copies():
+    rates = np.array([0.5, 0.25])
+    state = rms.init(np.ones(2), overrides={"*": {"lr": rates}}, rho=0.0, eps=0.0)
+    rates[...] = 7
+    for one in (state, state.copy(), pickle.loads(pickle.dumps(state))):
+        assert rms.update(np.ones(2), np.ones(2), one)[0].tolist() == [0.5, 0.75]
+    with pytest.raises(ValueError, match="read-only"):
+        state._overrides["*"]["lr"][...] = 7
+
+
+def test_a_negative_zero_among_rates_gives_the_signs_of_zero():
+    param = np.array([0.0, -0.0])
+    rms.update_(param, np.array([1.0, -1.0]), rms.init(param, overrides={"*": {"lr": np.array([-0.0, 0.0])}}))
+    assert np.signbit(param).tolist() == [False, False]
+
+
+def test_refused_gradients_write_nothing_beside_rates(rng):
+    params = {"w": rng.standard_normal((4, 3)), "b": rng.standard_normal(3)}
+    state = rms.init(params, overrides={"w": {"lr": np.full((4, 1), 0.25)}}, on_nonfinite="raise")
+    grads = {"w": np.full((4, 3), np.inf), "b": np.ones(3)}
+    refused(FloatingPointError, "not finite", params, grads, state)

@@ -18,6 +18,7 @@ from rmsprop_native.options import Options
 WRAPPERS = {name: getattr(rms, name) for name in _ufuncs.UFUNCS}
 OPERANDS = [(name, operand) for name, (arrays, _) in _ufuncs.UFUNCS.items() for operand in range(len(arrays))]
 HYPER_PARAMETERS = [(name, number) for name, (_, numbers) in _ufuncs.UFUNCS.items() for number in numbers]
+RATE_SHAPES = [(6, 1, 1), (6, 50, 1), (6, 50, 40), (1, 50, 1), (1, 1, 1), (40,), (6, 1, 40)]
 NUMBERS = {"lr": 0.03, "rho": 0.9, "momentum": 0.8, "eps": 1e-3, "eps_inside": 0.0}
 
 
@@ -166,6 +167,48 @@ def test_hyper_parameters_broadcast(shape, wrapper, name, rng):
     want = expected(wrapper, arrays, **numbers)
     WRAPPERS[wrapper](*arrays, **numbers, out=outs)
     assert all(same_bits(a, b) for a, b in zip(outs, want, strict=True))
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("shape", RATE_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_rates_of_rows_and_elements_in_place(wrapper, dtype, shape, threads, rng):
+    """The wrapper takes what is contiguous to the library directly."""
+    rms.set_num_threads(threads)
+    _core.set_grain(0)
+    arrays = draw(wrapper, rng, (6, 50, 40), DTYPES[dtype])
+    lr = rng.choice([0.1, 0.0, 1e-60, 0.3], shape)  # few, since the reference goes one at a time
+    numbers = numbers_of(wrapper) | {"lr": lr}
+    want = expected(wrapper, arrays, **numbers)
+    outs = tuple(a for i, a in enumerate(arrays) if i != 1)
+    WRAPPERS[wrapper](*arrays, **numbers, out=outs)
+    assert all(same_bits(a, b) for a, b in zip(outs, want, strict=True))
+
+
+@pytest.mark.parametrize("lr", [np.inf, np.nan, -1.0], ids=str)
+def test_rates_are_not_checked(lr, rng):
+    """What a number that is no learning rate gives is the same in all ways to give it."""
+    arrays = draw("rmsprop", rng, (3, 40), np.float32)
+    numbers = numbers_of("rmsprop")
+    want = rms.rmsprop(*arrays, **numbers | {"lr": lr})
+    for shape in [(3, 40), (3, 1), (40,)]:
+        p, g, v = (a.copy() for a in arrays)
+        rms.rmsprop(p, g, v, **numbers | {"lr": np.full(shape, lr)}, out=(p, v))
+        assert same_bits(p, want[0])
+        assert same_bits(v, want[1])
+
+
+@pytest.mark.parametrize("operand", ["lr", "rho", "eps"])
+@pytest.mark.parametrize("array", [0, 1, 2], ids=["param", "grad", "square_avg"])
+def test_numbers_that_are_an_operand(array, operand, rng):
+    """float64 arrays may be numbers too; where they are written, what was read before counts."""
+    arrays = [rng.uniform(0.1, 0.9, 2000) for _ in range(3)]
+    numbers = numbers_of("rmsprop") | {operand: arrays[array]}
+    want = rms.rmsprop(*[a.copy() for a in arrays], **numbers | {operand: arrays[array].copy()})
+    rms.rmsprop(*arrays, **numbers, out=(arrays[0], arrays[2]))
+    assert same_bits(arrays[0], want[0])
+    assert same_bits(arrays[2], want[1])
 
 
 # ---- aliasing ----

@@ -24,32 +24,48 @@
 
 typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV } rmsp_momentum;
 
-/* Every variant of the step, once: X(name, momentum, centered, l2, neutral), in the order of rmsp_variant_index. The
- * first three decide which arrays there are and where NaN spreads. A neutral variant leaves out what its coefficients
- * make no difference to: the bits are the same, and where square root and division share a unit with the multipliers,
- * as on AMD Zen 4, so is the speed of the divider reached. All else is a coefficient. */
-#define RMSP_STRUCTURES(X, neutral, suffix)                               \
-    X(plain##suffix, RMSP_MOMENTUM_NONE, 0, 0, neutral)                   \
-    X(plain_l2##suffix, RMSP_MOMENTUM_NONE, 0, 1, neutral)                \
-    X(centered##suffix, RMSP_MOMENTUM_NONE, 1, 0, neutral)                \
-    X(centered_l2##suffix, RMSP_MOMENTUM_NONE, 1, 1, neutral)             \
-    X(momentum##suffix, RMSP_MOMENTUM_CLASSIC, 0, 0, neutral)             \
-    X(momentum_l2##suffix, RMSP_MOMENTUM_CLASSIC, 0, 1, neutral)          \
-    X(momentum_centered##suffix, RMSP_MOMENTUM_CLASSIC, 1, 0, neutral)    \
-    X(momentum_centered_l2##suffix, RMSP_MOMENTUM_CLASSIC, 1, 1, neutral) \
-    X(nesterov##suffix, RMSP_MOMENTUM_NESTEROV, 0, 0, neutral)            \
-    X(nesterov_l2##suffix, RMSP_MOMENTUM_NESTEROV, 0, 1, neutral)         \
-    X(nesterov_centered##suffix, RMSP_MOMENTUM_NESTEROV, 1, 0, neutral)   \
-    X(nesterov_centered_l2##suffix, RMSP_MOMENTUM_NESTEROV, 1, 1, neutral)
-#define RMSP_VARIANTS(X) RMSP_STRUCTURES(X, 0, ) RMSP_STRUCTURES(X, 1, _neutral)
+/* Which hyper-parameters change from element to element, and are read from arrays like the others (rmsp_numbers): none;
+ * the learning rate, where it is lr_in or where it is lr_out; or all, with lr_out where there is momentum. */
+typedef enum { RMSP_SAME, RMSP_LR_IN_EACH, RMSP_LR_OUT_EACH, RMSP_ALL_EACH } rmsp_each;
 
-/* How many there are: counted by the list itself. */
-#define RMSP_PLUS_ONE(name, momentum, centered, l2, neutral) +1
-enum {
-    RMSP_STRUCTURE_COUNT = 0 RMSP_STRUCTURES(RMSP_PLUS_ONE, 0, ),
-    RMSP_VARIANT_COUNT = 0 RMSP_VARIANTS(RMSP_PLUS_ONE)
-};
-#undef RMSP_PLUS_ONE
+/* Every variant of the step, once: X(name, momentum, centered, l2, neutral, each), in the order of rmsp_variant_index.
+ * The first three decide which arrays there are and where NaN spreads. A neutral variant leaves out what its
+ * coefficients make no difference to: the bits are the same, and where square root and division share a unit with the
+ * multipliers, as on AMD Zen 4, so is the speed of the divider reached. All else is a coefficient. */
+#define RMSP_WITHOUT_MOMENTUM(X, suffix, neutral, each)          \
+    X(plain##suffix, RMSP_MOMENTUM_NONE, 0, 0, neutral, each)    \
+    X(plain_l2##suffix, RMSP_MOMENTUM_NONE, 0, 1, neutral, each) \
+    X(centered##suffix, RMSP_MOMENTUM_NONE, 1, 0, neutral, each) \
+    X(centered_l2##suffix, RMSP_MOMENTUM_NONE, 1, 1, neutral, each)
+#define RMSP_WITH_MOMENTUM(X, suffix, neutral, each)                            \
+    X(momentum##suffix, RMSP_MOMENTUM_CLASSIC, 0, 0, neutral, each)             \
+    X(momentum_l2##suffix, RMSP_MOMENTUM_CLASSIC, 0, 1, neutral, each)          \
+    X(momentum_centered##suffix, RMSP_MOMENTUM_CLASSIC, 1, 0, neutral, each)    \
+    X(momentum_centered_l2##suffix, RMSP_MOMENTUM_CLASSIC, 1, 1, neutral, each) \
+    X(nesterov##suffix, RMSP_MOMENTUM_NESTEROV, 0, 0, neutral, each)            \
+    X(nesterov_l2##suffix, RMSP_MOMENTUM_NESTEROV, 0, 1, neutral, each)         \
+    X(nesterov_centered##suffix, RMSP_MOMENTUM_NESTEROV, 1, 0, neutral, each)   \
+    X(nesterov_centered_l2##suffix, RMSP_MOMENTUM_NESTEROV, 1, 1, neutral, each)
+#define RMSP_STRUCTURES(X, suffix, neutral, each)   \
+    RMSP_WITHOUT_MOMENTUM(X, suffix, neutral, each) \
+    RMSP_WITH_MOMENTUM(X, suffix, neutral, each)
+/* The structures that ufuncs have; lr is applied after the momentum buffer. */
+#define RMSP_UFUNC_STRUCTURES(X, suffix, neutral, each, each_with_momentum)       \
+    X(plain##suffix, RMSP_MOMENTUM_NONE, 0, 0, neutral, each)                     \
+    X(centered##suffix, RMSP_MOMENTUM_NONE, 1, 0, neutral, each)                  \
+    X(momentum##suffix, RMSP_MOMENTUM_CLASSIC, 0, 0, neutral, each_with_momentum) \
+    X(momentum_centered##suffix, RMSP_MOMENTUM_CLASSIC, 1, 0, neutral, each_with_momentum)
+#define RMSP_VARIANTS(X)                                                             \
+    RMSP_STRUCTURES(X, , 0, RMSP_SAME)                                               \
+    RMSP_STRUCTURES(X, _neutral, 1, RMSP_SAME)                                       \
+    RMSP_STRUCTURES(X, _lr_each, 0, RMSP_LR_IN_EACH)                                 \
+    RMSP_WITH_MOMENTUM(X, _lr_out_each, 0, RMSP_LR_OUT_EACH)                         \
+    RMSP_UFUNC_STRUCTURES(X, _lr_each_neutral, 1, RMSP_LR_IN_EACH, RMSP_LR_OUT_EACH) \
+    RMSP_UFUNC_STRUCTURES(X, _all_each, 1, RMSP_ALL_EACH, RMSP_ALL_EACH)
+
+#define RMSP_VARIANT_ENUM(name, momentum, centered, l2, neutral, each) RMSP_VARIANT_##name,
+enum { RMSP_VARIANTS(RMSP_VARIANT_ENUM) RMSP_VARIANT_COUNT, RMSP_STRUCTURE_COUNT = RMSP_VARIANT_plain_neutral };
+#undef RMSP_VARIANT_ENUM
 
 /* The coefficients of one step: X(name). Neutral values: grad_scale, bias_correction (1 / (1 - rho**t)), shrink (1 - lr
  * * decay, decoupled weight decay) and lr_out 1, clip_value +inf, eps 0. weight_decay is read by the l2 variants only.
@@ -95,14 +111,22 @@ static inline int rmsp_variant_index(rmsp_momentum momentum, int centered, int l
     return neutral * RMSP_STRUCTURE_COUNT + (int)momentum * 4 + (centered != 0) * 2 + (l2 != 0);
 }
 
-/* The variant of the same structure for any coefficients. */
+/* The variant of the same structure for any coefficients; `variant` is one that rmsp_variant_index gives. */
 static inline int rmsp_general_variant(int variant) { return variant % RMSP_STRUCTURE_COUNT; }
 
-/* One fused pass over n elements of contiguous arrays of one dtype; coef is a rmsp_coef_f32 or a rmsp_coef_f64.
- * square_avg, and where the variant has them momentum_buffer and grad_avg, are updated with param; arrays that a
- * variant lacks are not read. */
+/* Hyper-parameters of n elements, for the variants that read them so: each is rounded once, in the loop. Those that a
+ * variant does not read may be NULL. */
+typedef struct rmsp_numbers {
+    const void *coef; /* the others: a rmsp_coef_f32 or a rmsp_coef_f64 */
+    const double *lr, *rho, *momentum, *eps_outside, *eps_inside;
+    double decay; /* that of the group */
+} rmsp_numbers;
+
+/* One fused pass over n elements of contiguous arrays of one dtype. `numbers` is a rmsp_coef_f32 or a rmsp_coef_f64, or
+ * for variants with numbers of each element a rmsp_numbers. square_avg, and where the variant has them momentum_buffer
+ * and grad_avg, are updated with param; arrays that a variant lacks are not read. */
 typedef void rmsp_step_fn(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer,
-                          void *grad_avg, const void *coef);
+                          void *grad_avg, const void *numbers);
 
 /* The sum of n squares of scale * x, in double. The order is fixed: RMSP_LANES sums side by side over each RMSP_BLOCK
  * elements, folded in halves, the blocks added one after another; so the bits do not depend on the vector width. */
@@ -121,7 +145,7 @@ typedef struct rmsp_group {
     rmsp_momentum momentum;
     int centered, l2;
     int bias_correction; /* whether rmsp_step sets that coefficient by the number of the step */
-    int lr_outside;      /* whether lr is applied to what a momentum buffer gives, not to what it takes */
+    int lr_outside;      /* with momentum: whether lr is applied to what the buffer gives, not to what it takes */
     double decay;        /* decoupled weight decay */
     int variant;
     double ema;       /* decay of averaged weights; the first step copies whatever it is */
@@ -143,21 +167,49 @@ static inline void rmsp_group_refresh(rmsp_group *group)
     group->coef_f32 = rmsp_round(&group->coef);
 }
 
+/* Sets the factor on gradients; the variant is made anew by rmsp_group_set_lr. */
+static inline void rmsp_group_set_scale(rmsp_group *group, double scale)
+{
+    group->coef.grad_scale = scale;
+    group->coef_f32.grad_scale = (float)scale;
+}
+
 /* Multiplies the factor on gradients. */
 static inline void rmsp_group_scale(rmsp_group *group, double factor)
 {
-    group->coef.grad_scale *= factor;
-    group->coef_f32.grad_scale = (float)group->coef.grad_scale;
+    rmsp_group_set_scale(group, group->coef.grad_scale * factor);
     group->variant = rmsp_general_variant(group->variant);
 }
 
 /* Sets the coefficients that depend on the learning rate. */
-static inline void rmsp_group_set_lr(rmsp_group *group, double lr)
+static inline void rmsp_group_set_rate(rmsp_group *group, double lr)
 {
     group->coef.lr_in = group->lr_outside ? 1 : lr;
     group->coef.lr_out = group->lr_outside ? lr : 1;
-    group->coef.shrink = 1.0 - lr * group->decay;
-    rmsp_group_refresh(group);
+    group->coef.shrink = group->decay == 0 ? 1 : 1.0 - lr * group->decay; /* the lr of ufuncs may be infinite */
+    group->coef_f32.lr_in = (float)group->coef.lr_in;
+    group->coef_f32.lr_out = (float)group->coef.lr_out;
+    group->coef_f32.shrink = (float)group->coef.shrink;
+}
+
+/* The same, and the variant. */
+static inline void rmsp_group_set_lr(rmsp_group *group, double lr)
+{
+    rmsp_group_set_rate(group, lr);
+    group->variant = rmsp_variant_index(group->momentum, group->centered, group->l2, &group->coef);
+}
+
+/* The variant for a group whose leaves have a learning rate for each element. */
+static inline int rmsp_lr_variant(const rmsp_group *group)
+{
+    const int structure = rmsp_general_variant(group->variant);
+    assert(!group->lr_outside || group->momentum != RMSP_MOMENTUM_NONE);
+    if (group->variant != structure && group->decay == 0 && !group->l2 && group->momentum != RMSP_MOMENTUM_NESTEROV &&
+        group->lr_outside == (group->momentum != RMSP_MOMENTUM_NONE)) {
+        return RMSP_VARIANT_plain_lr_each_neutral + 2 * group->lr_outside + (group->centered != 0);
+    }
+    return group->lr_outside ? RMSP_VARIANT_momentum_lr_out_each + structure - RMSP_VARIANT_momentum
+                             : RMSP_VARIANT_plain_lr_each + structure;
 }
 
 enum {
@@ -259,6 +311,8 @@ typedef struct rmsp_extra {
     double *span_sums;      /* what RMSP_SUMSQ finds, for each span of the gradient; needed where rules use norms */
     double sumsq;           /* their sum */
     double clip;            /* factor on the gradient, 1 but for clipping by norm */
+    const double *lrs; /* NULL, or the learning rates: one for lr_run elements that follow each other in square_avg */
+    size_t lr_run;
 } rmsp_extra;
 
 /* One parameter and what belongs to it. A leaf without a gradient has a NULL there, and nothing of it moves. */
@@ -454,6 +508,12 @@ typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *
 void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context);
+
+/* For elements [start, start + count) in the order of `layout` the number that belongs to each: one of `numbers`, of
+ * which there is one for `run` elements that follow each other in array k. `first` is the element at which that array
+ * begins, `size` the size of its elements. */
+void rmsp_gather_numbers(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
+                         const double *numbers, size_t run, double *to);
 
 /* Instruction sets. Until rmsp_isa_init, called once and by one thread, there is only the baseline; after it,
  * those compiled in and present on this machine, best first, and the first one is active. */

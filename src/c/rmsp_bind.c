@@ -337,7 +337,7 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     if (has_rows) leaf->n = slot->shape[0] == 0 ? 0 : slot->n / (size_t)slot->shape[0];
     leaf->array[RMSP_PARAM] = param->data;
     leaf->array[RMSP_GRAD] = has_grad ? grad->data : NULL;
-    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows ? extra : NULL;
+    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL ? extra : NULL;
     extra->clip = 1;
 
     /* Arrays like these are bound again by rmsp_bind_again: dense in one order, in C order where norms are summed. */

@@ -12,16 +12,34 @@
  * NumPy.
  */
 static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
-                                          const int neutral, const size_t n, T *restrict param, const T *restrict grad,
-                                          T *restrict square_avg, T *restrict momentum_buffer, T *restrict grad_avg,
-                                          const COEF *const coef)
+                                          const int neutral, const rmsp_each each, const size_t n, T *restrict param,
+                                          const T *restrict grad, T *restrict square_avg, T *restrict momentum_buffer,
+                                          T *restrict grad_avg, const void *const numbers_)
 {
+    static const rmsp_numbers none = {NULL, NULL, NULL, NULL, NULL, NULL, 0};
+    const rmsp_numbers numbers = each == RMSP_SAME ? none : *(const rmsp_numbers *)numbers_;
+    const double *restrict const lrs = numbers.lr, *restrict const rhos = numbers.rho;
+    const double *restrict const momenta = numbers.momentum, *restrict const eps_insides = numbers.eps_inside;
+    const double *restrict const eps_outsides = numbers.eps_outside;
+    const COEF *const coef = each == RMSP_SAME ? numbers_ : numbers.coef;
     const T grad_scale = coef->grad_scale, clip_value = coef->clip_value, weight_decay = coef->weight_decay;
-    const T rho = coef->rho, one_minus_rho = coef->one_minus_rho, bias_correction = coef->bias_correction;
-    const T eps_inside = coef->eps_inside, eps_outside = coef->eps_outside;
-    const T lr_in = coef->lr_in, mu = coef->momentum, shrink = coef->shrink, lr_out = coef->lr_out;
+    const T bias_correction = coef->bias_correction;
+    T rho = coef->rho, one_minus_rho = coef->one_minus_rho, mu = coef->momentum;
+    T eps_inside = coef->eps_inside, eps_outside = coef->eps_outside;
+    T lr_in = coef->lr_in, shrink = coef->shrink, lr_out = coef->lr_out;
 
     for (size_t i = 0; i < n; i++) {
+        if (each == RMSP_ALL_EACH) {
+            rho = (T)rhos[i];
+            one_minus_rho = (T)(1.0 - rhos[i]);
+            eps_inside = (T)eps_insides[i];
+            eps_outside = (T)eps_outsides[i];
+            if (momentum != RMSP_MOMENTUM_NONE) mu = (T)momenta[i];
+        }
+        if (each == RMSP_LR_IN_EACH || (each == RMSP_ALL_EACH && momentum == RMSP_MOMENTUM_NONE)) lr_in = (T)lrs[i];
+        if (each == RMSP_LR_OUT_EACH || (each == RMSP_ALL_EACH && momentum != RMSP_MOMENTUM_NONE)) lr_out = (T)lrs[i];
+        if (each != RMSP_SAME && !neutral) shrink = (T)(1.0 - lrs[i] * numbers.decay);
+
         const T p = param[i];
         T g = grad[i];
         if (!neutral) {
@@ -53,11 +71,12 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
     }
 }
 
-#define RMSP_DEFINE(variant, momentum, centered, l2, neutral)                                                          \
+#define RMSP_DEFINE(variant, momentum, centered, l2, neutral, each)                                                    \
     static void NAME(step_##variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
-                                     void *grad_avg, const void *coef)                                                 \
+                                     void *grad_avg, const void *numbers)                                              \
     {                                                                                                                  \
-        NAME(step)(momentum, centered, l2, neutral, n, param, grad, square_avg, momentum_buffer, grad_avg, coef);      \
+        NAME(step)(momentum, centered, l2, neutral, each, n, param, grad, square_avg, momentum_buffer, grad_avg,       \
+                   numbers);                                                                                           \
     }
 RMSP_VARIANTS(RMSP_DEFINE)
 #undef RMSP_DEFINE

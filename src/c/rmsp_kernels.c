@@ -33,8 +33,8 @@
 #include "rmsp_kernel.inc.h"
 
 #define SYMBOL(dtype, x) RMSP_GLUE(rmsp_, RMSP_ISA, _##dtype##_##x)
-#define F32_STEP(variant, momentum, centered, l2, neutral) SYMBOL(f32, step_##variant),
-#define F64_STEP(variant, momentum, centered, l2, neutral) SYMBOL(f64, step_##variant),
+#define F32_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f32, step_##variant),
+#define F64_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f64, step_##variant),
 #define STEPS(name, NAME, type, coef, code) {RMSP_VARIANTS(NAME##_STEP)},
 #define SUMSQ(name, NAME, type, coef, code) SYMBOL(name, sumsq),
 #define LERP(name, NAME, type, coef, code) SYMBOL(name, lerp),

@@ -27,6 +27,17 @@ static inline size_t item_size(const rmsp_leaf *leaf) { return rmsp_dtypes[leaf-
 
 static inline void *at(void *array, ptrdiff_t offset) { return array == NULL ? NULL : (char *)array + offset; }
 
+/* Out of the caches, vectors that cross cache lines cost 8 % of a float32 step. NumPy's large arrays all start 16 bytes
+ * into a line, and so do the buffers of buffers.py: peeling the elements before the next line aligns all of them. */
+#define ALIGN_FROM ((size_t)1 << 17)
+#define LINE ((size_t)64)
+
+/* How many elements to peel. */
+static inline size_t head_of(const void *param, size_t size, size_t count)
+{
+    return count < ALIGN_FROM ? 0 : (size_t)(-(uintptr_t)param % LINE) / size;
+}
+
 /* The constants of a run. */
 typedef struct run_context {
     const rmsp_plan *plan;
@@ -39,20 +50,119 @@ typedef struct run_context {
 
 /* ---- what an operation does to a contiguous block of a leaf that has extras ---- */
 
+/* Where a leaf's learning rates are found: its elements have places in square_avg, one rate for `run` of them. */
+typedef struct rates {
+    const double *lrs; /* or NULL: the group has the rate */
+    size_t run;
+    size_t first;             /* the place of the first element */
+    const rmsp_layout *order; /* of the elements; ndim 0: as they lie in square_avg */
+    size_t size, done;        /* of an element; elements of the order before this block */
+} rates;
+
 typedef struct block_context {
     rmsp_step_fn *step;
     rmsp_sumsq_fn *sumsq;
     rmsp_lerp_fn *lerp;
-    const void *coef;
+    const void *numbers;
     double ema, scale, sum;
 } block_context;
+
+/* A step with learning rates of its own. */
+typedef struct rates_context {
+    block_context block;
+    const rmsp_isa *isa;
+    rmsp_group group; /* a copy, for its learning rate to be set */
+    uint32_t dtype;
+    rates rates;
+} rates_context;
 
 static void step_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     const block_context *const c = context;
     c->step(n, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
-            array[RMSP_GRAD_AVG], c->coef);
+            array[RMSP_GRAD_AVG], c->numbers);
     if (array[RMSP_EMA] != NULL) c->lerp(n, array[RMSP_EMA], array[RMSP_PARAM], c->ema, 1.0 - c->ema);
+}
+
+/* Goes on by n elements of `size` bytes in all arrays. */
+static inline void advance(void *array[RMSP_ARRAY_COUNT], size_t n, size_t size)
+{
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) array[k] = at(array[k], (ptrdiff_t)(n * size));
+}
+
+/* n elements that have a learning rate each. */
+static void step_lr_each(size_t n, void *const array[RMSP_ARRAY_COUNT], rates_context *c, const double *lrs)
+{
+    const rmsp_numbers numbers = {.coef = rmsp_coef_of(&c->group, (int)c->dtype), .lr = lrs, .decay = c->group.decay};
+    c->block.step = c->isa->step[c->dtype][rmsp_lr_variant(&c->group)];
+    c->block.numbers = &numbers;
+    step_block(n, array, &c->block);
+}
+
+/* n elements in the order of square_avg, `run` of which have one learning rate. */
+static void step_lr_rows(size_t n, void *array[RMSP_ARRAY_COUNT], rates_context *c)
+{
+    const rates *const r = &c->rates;
+    size_t index = r->first / r->run, count = r->run - r->first % r->run;
+
+    rmsp_group_set_lr(&c->group, r->lrs[index]);
+    c->block.numbers = rmsp_coef_of(&c->group, (int)c->dtype);
+    c->block.step = c->isa->step[c->dtype][c->group.variant];
+    for (; n > 0; count = r->run) {
+        if (count > n) count = n;
+        step_block(count, array, &c->block);
+        advance(array, count, r->size);
+        n -= count;
+        if (n == 0) break;
+        rmsp_group_set_rate(&c->group, r->lrs[++index]);
+        if (c->group.decay != 0) { /* else the variant is the same for all of them */
+            rmsp_group_set_lr(&c->group, r->lrs[index]);
+            c->block.step = c->isa->step[c->dtype][c->group.variant];
+        }
+    }
+}
+
+/* The numbers of elements [first, first + count), of which `run` have one. */
+static void repeat_numbers(const double *numbers, size_t run, size_t first, size_t count, double *to)
+{
+    size_t index = first / run, left = run - first % run;
+    for (size_t i = 0; i < count; i++) {
+        to[i] = numbers[index];
+        if (--left == 0) left = run, index++;
+    }
+}
+
+/* From here on it pays to call the kernel for the elements that share a learning rate, and not to give each its own. */
+#define LONG_RUN 24
+
+static void step_rates_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
+{
+    rates_context *const c = context;
+    const rates *const r = &c->rates;
+    void *rest[RMSP_ARRAY_COUNT];
+    double lrs[RMSP_BLOCK];
+
+    memcpy(rest, array, sizeof rest);
+    if (r->order->ndim > 0) {
+        assert(n <= RMSP_BLOCK);
+        rmsp_gather_numbers(r->size, r->order, RMSP_SQUARE_AVG, r->done, n, r->first, r->lrs, r->run, lrs);
+        step_lr_each(n, array, c, lrs);
+        c->rates.done += n;
+    } else if (r->run == 1) {
+        const size_t head = head_of(array[RMSP_PARAM], r->size, n);
+        if (head > 0) step_lr_each(head, array, c, r->lrs + r->first);
+        advance(rest, head, r->size);
+        step_lr_each(n - head, rest, c, r->lrs + r->first + head);
+    } else if (r->run >= LONG_RUN) {
+        step_lr_rows(n, rest, c);
+    } else {
+        for (size_t done = 0, count; done < n; done += count) {
+            count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
+            repeat_numbers(r->lrs, r->run, r->first + done, count, lrs);
+            step_lr_each(count, rest, c, lrs);
+            advance(rest, count, r->size);
+        }
+    }
 }
 
 static void sumsq_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
@@ -67,27 +177,29 @@ static void accumulate_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
     c->lerp(n, array[RMSP_GRAD_SUM], array[RMSP_GRAD], 1.0, c->scale);
 }
 
-static inline void work_on_block(rmsp_op op, size_t n, void *const array[RMSP_ARRAY_COUNT], block_context *context)
-{
-    switch (op) {
-    case RMSP_STEP:
-        step_block(n, array, context);
-        break;
-    case RMSP_SUMSQ:
-        sumsq_block(n, array, context);
-        break;
-    case RMSP_ACCUMULATE:
-        accumulate_block(n, array, context);
-        break;
-    }
-}
-
 /* Whether an operation uses array k. */
 static inline int is_used(rmsp_op op, int k)
 {
     return op == RMSP_SUMSQ        ? k == RMSP_GRAD
            : op == RMSP_ACCUMULATE ? k == RMSP_GRAD || k == RMSP_GRAD_SUM
                                    : k != RMSP_GRAD_SUM;
+}
+
+/* Does `work` on contiguous blocks of elements [start, start + count) of arrays in the order of a layout. */
+static inline void run_blocks(rmsp_op op, const rmsp_layout *layout, size_t size, void *array[RMSP_ARRAY_COUNT],
+                              size_t start, size_t count, rmsp_block_fn *work, void *context)
+{
+    if (layout->ndim == 0) {
+        work(count, array, context); /* inlined, with a context in registers */
+        return;
+    }
+    void *out[RMSP_ARRAY_COUNT];
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+        if (!is_used(op, k)) array[k] = NULL;
+        const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
+        out[k] = written ? array[k] : NULL;
+    }
+    rmsp_strided_run(size, layout, start, count, (const void *const *)array, out, work, context);
 }
 
 /* An operation on elements [start, start + count) of row `row` of a leaf with extras. */
@@ -98,6 +210,7 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
     const rmsp_layout *const layout = op == RMSP_SUMSQ ? &extra->grad_order : &extra->layout;
     const int has_rows = op != RMSP_SUMSQ && extra->rows.index != NULL;
     const rmsp_group *group = &run->plan->groups[leaf->group];
+    const size_t size = item_size(leaf);
     rmsp_group clipped;
     if (op == RMSP_STEP && extra->clip != 1) {
         clipped = *group;
@@ -111,7 +224,7 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
                              run->copies ? 0 : group->ema,
                              run->scale,
                              0};
-    const ptrdiff_t offset = layout->ndim == 0 ? (ptrdiff_t)(start * item_size(leaf)) : 0;
+    const ptrdiff_t offset = layout->ndim == 0 ? (ptrdiff_t)(start * size) : 0;
     void *array[RMSP_ARRAY_COUNT];
 
     assert(op != RMSP_SUMSQ || extra->span_sums != NULL);
@@ -123,22 +236,22 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
         const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows.index[row];
         array[k] = at(array[k], place * extra->rows.stride[k]);
     }
-    if (layout->ndim == 0) {
-        work_on_block(op, count, array, &context); /* inlined, with a context in registers */
+    if (op == RMSP_SUMSQ) {
+        run_blocks(op, layout, size, array, start, count, sumsq_block, &context);
+        extra->span_sums[start / RMSP_SPAN] = context.sum;
+    } else if (op == RMSP_ACCUMULATE) {
+        run_blocks(op, layout, size, array, start, count, accumulate_block, &context);
+    } else if (extra->lrs == NULL) {
+        run_blocks(op, layout, size, array, start, count, step_block, &context);
     } else {
-        void *out[RMSP_ARRAY_COUNT];
-        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-            if (!is_used(op, k)) array[k] = NULL;
-            const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
-            out[k] = written ? array[k] : NULL;
-        }
-        rmsp_strided_run(item_size(leaf), layout, start, count, (const void *const *)array, out,
-                         op == RMSP_STEP    ? step_block
-                         : op == RMSP_SUMSQ ? sumsq_block
-                                            : accumulate_block,
-                         &context);
+        const ptrdiff_t first = (char *)array[RMSP_SQUARE_AVG] - (char *)leaf->array[RMSP_SQUARE_AVG];
+        rates_context with_rates = {context,
+                                    run->isa,
+                                    *group,
+                                    leaf->dtype,
+                                    {extra->lrs, extra->lr_run, (size_t)first / size, layout, size, start}};
+        run_blocks(op, layout, size, array, start, count, step_rates_block, &with_rates);
     }
-    if (op == RMSP_SUMSQ) extra->span_sums[start / RMSP_SPAN] = context.sum;
 }
 
 /* A step on elements of a leaf without extras. */
@@ -153,25 +266,15 @@ static inline void run_plain(const run_context *run, const rmsp_leaf *leaf, size
         rmsp_coef_of(group, (int)leaf->dtype));
 }
 
-/* Out of the caches, vectors that cross cache lines cost 8 % of a float32 step. NumPy's large arrays all start 16 bytes
- * into a line, and so do the buffers of buffers.py: peeling the elements before the next line aligns all of them. */
-#define ALIGN_FROM ((size_t)1 << 17)
-#define LINE ((size_t)64)
-
 static inline void run_span(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
 {
     if (leaf->extra != NULL) {
         run_extra(run, leaf, row, start, count);
         return;
     }
-    if (count >= ALIGN_FROM) {
-        const uintptr_t first = (uintptr_t)leaf->array[RMSP_PARAM] + start * item_size(leaf);
-        const size_t head = (size_t)(-first % LINE) / item_size(leaf);
-        run_plain(run, leaf, start, head);
-        start += head;
-        count -= head;
-    }
-    run_plain(run, leaf, start, count);
+    const size_t head = head_of((char *)leaf->array[RMSP_PARAM] + start * item_size(leaf), item_size(leaf), count);
+    if (head > 0) run_plain(run, leaf, start, head);
+    run_plain(run, leaf, start + head, count - head);
 }
 
 /* ---- the spans ---- */
@@ -196,6 +299,12 @@ static inline size_t rows_of(const rmsp_leaf *leaf, rmsp_op op, size_t *n)
     if (op != RMSP_SUMSQ) return leaf->extra->rows.count;
     *n *= leaf->extra->rows.count; /* the gradient's rows follow each other */
     return 1;
+}
+
+/* Whether an operation computes something span by span, or goes over a block twice, which so stays in the cache. */
+static inline int is_by_spans(const rmsp_leaf *leaf, rmsp_op op)
+{
+    return leaf->extra != NULL && (op != RMSP_STEP || leaf->extra->ema != NULL);
 }
 
 /* The spans that start at elements [begin, end) of all elements with a gradient. */
@@ -225,7 +334,7 @@ static void run_share(const run_context *run, size_t begin, size_t end)
         for (; row < rows && first + row * n + start < end; row++, start = 0) {
             const size_t left = (end - first - row * n + RMSP_SPAN - 1) / RMSP_SPAN * RMSP_SPAN;
             const size_t stop = left < n ? left : n;
-            const size_t piece = leaf->extra != NULL ? RMSP_SPAN : stop - start;
+            const size_t piece = is_by_spans(leaf, run->op) ? RMSP_SPAN : stop - start;
             for (; start < stop; start += piece) {
                 run_span(run, leaf, row, start, stop - start < piece ? stop - start : piece);
             }

@@ -160,3 +160,25 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
         }
     }
 }
+
+void rmsp_gather_numbers(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
+                         const double *numbers, size_t run, double *to)
+{
+    const rmsp_axis *const inner = &layout->axes[layout->ndim - 1];
+    const ptrdiff_t unit = (ptrdiff_t)size, base = (ptrdiff_t)first;
+    cursor at;
+    piece part;
+
+    assert(layout->ndim > 0 && run > 0);
+    cursor_seek(&at, layout, start);
+    for (; count > 0; count -= part.rows * part.columns, cursor_advance(&at, layout, part)) {
+        part = cursor_piece(&at, layout, count);
+        ptrdiff_t row = cursor_offset(&at, layout, k);
+        for (size_t i = 0; i < part.rows; i++) {
+            for (size_t j = 0; j < part.columns; j++) {
+                *to++ = numbers[(size_t)(base + (row + (ptrdiff_t)j * inner->stride[k]) / unit) / run];
+            }
+            if (layout->ndim > 1) row += inner[-1].stride[k];
+        }
+    }
+}

@@ -4,7 +4,8 @@
  *    copies where they overlap in part; so it is enough to read all inputs of a block before its outputs are
  *    written, even where an output is another input, as square_avg written over the gradient.
  * b) In place on contiguous arrays nothing is gathered: the arrays are a plan of one leaf, stepped like any other.
- * c) Hyper-parameters may change from element to element. A run of equal ones is stepped at once.
+ * c) Hyper-parameters that change from element to element are read by the kernels (rmsp_numbers): where they are
+ *    contiguous, from their place.
  */
 #include <math.h>
 #include <string.h>
@@ -12,15 +13,14 @@
 #include "rmsp_isa.h"
 #include "rmsp_ufunc.h"
 
-#define MAX_NUMBERS 5
+enum { LR, RHO, MOMENTUM, EPS_OUTSIDE, EPS_INSIDE, NUMBERS };
 
 /* The operands of a loop by what they are. */
 typedef struct operands {
     char *in[RMSP_STEP_ARRAYS], *out[RMSP_STEP_ARRAYS];
     ptrdiff_t in_step[RMSP_STEP_ARRAYS], out_step[RMSP_STEP_ARRAYS];
-    const char *number[MAX_NUMBERS];
-    ptrdiff_t number_step[MAX_NUMBERS];
-    int number_count;
+    const char *number[NUMBERS]; /* NULL where there is none */
+    ptrdiff_t number_step[NUMBERS];
 } operands;
 
 static operands operands_of(char **args, const ptrdiff_t *steps, const rmsp_ufunc *ufunc)
@@ -35,8 +35,8 @@ static operands operands_of(char **args, const ptrdiff_t *steps, const rmsp_ufun
         o.in[k] = args[arg];
         o.in_step[k] = steps[arg++];
     }
-    o.number_count = ufunc->momentum ? 5 : 4;
-    for (int k = 0; k < o.number_count; k++) {
+    for (int k = 0; k < NUMBERS; k++) {
+        if (k == MOMENTUM && !ufunc->momentum) continue;
         o.number[k] = args[arg];
         o.number_step[k] = steps[arg++];
     }
@@ -48,106 +48,127 @@ static operands operands_of(char **args, const ptrdiff_t *steps, const rmsp_ufun
     return o;
 }
 
-/* The group of lr, rho, momentum if there is one, eps and eps_inside: as coefficients.py makes it with lr applied
- * after the momentum buffer. */
-static rmsp_group group_of(const rmsp_ufunc *ufunc, const double *number)
+/* The group of some numbers: as coefficients.py makes it with lr applied after the momentum buffer. */
+static rmsp_group group_of(const rmsp_ufunc *ufunc, const double numbers[NUMBERS])
 {
-    const double lr = *number++, rho = *number++;
     rmsp_group group = {.centered = ufunc->centered, .ema = 0, .clip_norm = INFINITY};
     group.momentum = ufunc->momentum ? RMSP_MOMENTUM_CLASSIC : RMSP_MOMENTUM_NONE;
+    group.lr_outside = ufunc->momentum;
     group.coef = (rmsp_coef){.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1};
-    group.coef.rho = rho;
-    group.coef.one_minus_rho = 1.0 - rho;
-    group.coef.momentum = ufunc->momentum ? *number++ : 0;
-    group.coef.eps_outside = *number++;
-    group.coef.eps_inside = *number++;
-    group.coef.lr_in = ufunc->momentum ? 1 : lr;
-    group.coef.lr_out = ufunc->momentum ? lr : 1;
+    group.coef.rho = numbers[RHO];
+    group.coef.one_minus_rho = 1.0 - numbers[RHO];
+    group.coef.momentum = ufunc->momentum ? numbers[MOMENTUM] : 0;
+    group.coef.eps_outside = numbers[EPS_OUTSIDE];
+    group.coef.eps_inside = numbers[EPS_INSIDE];
+    group.coef.lr_in = ufunc->momentum ? 1 : numbers[LR];
+    group.coef.lr_out = ufunc->momentum ? numbers[LR] : 1;
     rmsp_group_refresh(&group);
     return group;
 }
 
-/* The hyper-parameters of element i. */
-static void numbers_at(const operands *o, size_t i, double numbers[MAX_NUMBERS])
+/* The numbers of the first element. */
+static void first_numbers(const operands *o, double numbers[NUMBERS])
 {
-    for (int k = 0; k < o->number_count; k++) {
-        memcpy(&numbers[k], o->number[k] + (ptrdiff_t)i * o->number_step[k], sizeof numbers[k]);
+    for (int k = 0; k < NUMBERS; k++) {
+        numbers[k] = 0;
+        if (o->number[k] != NULL) memcpy(&numbers[k], o->number[k], sizeof numbers[k]);
     }
 }
 
 /* Contiguous arrays, in place: a plan of one leaf, over threads like any other. */
-static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers)
+static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS],
+                          const double numbers[NUMBERS], const double *lrs, size_t run)
 {
     rmsp_group group = group_of(ufunc, numbers);
+    rmsp_extra extra;
     rmsp_leaf leaf = {.n = n, .dtype = ufunc->dtype};
     const rmsp_plan plan = {.leaves = &leaf, .leaf_count = 1, .groups = &group, .group_count = 1};
     memcpy(leaf.array, array, sizeof leaf.array);
+    if (lrs != NULL) {
+        memset(&extra, 0, sizeof extra);
+        extra.clip = 1;
+        extra.lrs = lrs;
+        extra.lr_run = run;
+        leaf.extra = &extra;
+    }
     rmsp_run(&plan, RMSP_STEP, 1, rmsp_plan_work(&plan));
 }
 
-int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers)
+int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers,
+                        const double *lrs, size_t run)
 {
+    const double all[NUMBERS] = {[LR] = numbers[0],
+                                 [RHO] = numbers[1],
+                                 [MOMENTUM] = ufunc->momentum ? numbers[2] : 0,
+                                 [EPS_OUTSIDE] = numbers[2 + ufunc->momentum],
+                                 [EPS_INSIDE] = numbers[3 + ufunc->momentum]};
     feclearexcept(RMSP_WATCHED);
-    step_in_place(ufunc, n, array, numbers);
+    step_in_place(ufunc, n, array, all, lrs, run);
     return fetestexcept(RMSP_WATCHED);
 }
 
-/* How many elements from i on, at most `limit`, have the hyper-parameters of i. */
-static size_t run_from(const operands *o, size_t i, size_t limit)
-{
-    size_t run = limit;
-    for (int k = 0; k < o->number_count; k++) {
-        const char *const first = o->number[k] + (ptrdiff_t)i * o->number_step[k];
-        if (o->number_step[k] == 0) continue;
-        for (size_t j = 1; j < run; j++) {
-            if (memcmp(first, first + (ptrdiff_t)j * o->number_step[k], sizeof(double)) != 0) run = j;
-        }
-    }
-    return run;
-}
-
-/* Whether operands can be stepped as they lie: contiguous, in place, and the gradient is none of those written. */
+/* Whether operands can be stepped as they lie: contiguous, in place, and no array that is written is read as another
+ * operand. */
 static int in_place(const operands *o, ptrdiff_t size)
 {
     for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
         if (o->in[k] == NULL) continue;
         if (o->in_step[k] != size) return 0;
-        if (k != RMSP_GRAD && (o->out[k] != o->in[k] || o->out_step[k] != size || o->out[k] == o->in[RMSP_GRAD])) {
-            return 0;
+        if (k == RMSP_GRAD) continue;
+        if (o->out[k] != o->in[k] || o->out_step[k] != size || o->out[k] == o->in[RMSP_GRAD]) return 0;
+        for (int number = 0; number < NUMBERS; number++) {
+            if (o->out[k] == o->number[number]) return 0;
         }
     }
     return 1;
 }
 
-static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n)
+/* Hyper-parameter k of a block of elements from `start` on: from its place if it is contiguous there, else gathered.
+ * An output of a block may lie where its number was read, but a block is written after all of it is read. */
+static const double *numbers_of_block(const operands *o, int k, size_t start, size_t count, int copy,
+                                      double block[RMSP_BLOCK])
+{
+    const ptrdiff_t step = o->number_step[k], unit = (ptrdiff_t)sizeof(double);
+    if (o->number[k] == NULL || (step == 0 && start > 0)) return block;
+    const char *const from = o->number[k] + (ptrdiff_t)start * step;
+    if (step == unit && !copy) return (const double *)from;
+    rmsp_copy_strided(step == 0 ? RMSP_BLOCK : count, sizeof(double), (char *)block, unit, from, step);
+    return block;
+}
+
+static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n, int only_lr, int is_in_place)
 {
     const rmsp_dtype dtype = ufunc->dtype;
     const size_t size = rmsp_dtypes[dtype].size;
-    const rmsp_isa *const isa = rmsp_isa_active_table();
-    double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)];
+    double first[NUMBERS];
+    first_numbers(o, first);
+    const rmsp_group group = group_of(ufunc, first);
+    const int all_variant = RMSP_VARIANT_plain_all_each + 2 * (ufunc->momentum != 0) + (ufunc->centered != 0);
+    rmsp_step_fn *const step = rmsp_isa_active_table()->step[dtype][only_lr ? rmsp_lr_variant(&group) : all_variant];
+    double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)], blocks[NUMBERS][RMSP_BLOCK];
 
     for (size_t start = 0; start < n; start += RMSP_BLOCK) {
         const size_t count = n - start < RMSP_BLOCK ? n - start : RMSP_BLOCK;
-        for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
-            if (o->in[k] == NULL) continue;
-            rmsp_copy_strided(count, size, (char *)memory[k], (ptrdiff_t)size,
-                              o->in[k] + (ptrdiff_t)start * o->in_step[k], o->in_step[k]);
+        const double *number[NUMBERS];
+        char *array[RMSP_STEP_ARRAYS];
+        for (int k = 0; k < NUMBERS; k++) {
+            number[k] = only_lr && k != LR ? NULL : numbers_of_block(o, k, start, count, !is_in_place, blocks[k]);
         }
-        for (size_t i = 0, run; i < count; i += run) {
-            char *array[RMSP_STEP_ARRAYS];
-            double numbers[MAX_NUMBERS];
-            numbers_at(o, start + i, numbers);
-            const rmsp_group group = group_of(ufunc, numbers);
-            run = run_from(o, start + i, count - i);
-            for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = (char *)memory[k] + i * size;
-            isa->step[dtype][group.variant](run, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG],
-                                            array[RMSP_MOMENTUM_BUFFER], array[RMSP_GRAD_AVG],
-                                            rmsp_coef_of(&group, dtype));
-        }
+        const rmsp_numbers numbers = {
+            rmsp_coef_of(&group, dtype), number[LR], number[RHO], number[MOMENTUM], number[EPS_OUTSIDE],
+            number[EPS_INSIDE],          0};
         for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
-            if (o->out[k] == NULL) continue;
-            rmsp_copy_strided(count, size, o->out[k] + (ptrdiff_t)start * o->out_step[k], o->out_step[k],
-                              (const char *)memory[k], (ptrdiff_t)size);
+            array[k] = is_in_place && o->in[k] != NULL ? o->in[k] + start * size : (char *)memory[k];
+            if (is_in_place || o->in[k] == NULL) continue;
+            rmsp_copy_strided(count, size, array[k], (ptrdiff_t)size, o->in[k] + (ptrdiff_t)start * o->in_step[k],
+                              o->in_step[k]);
+        }
+        step(count, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
+             array[RMSP_GRAD_AVG], &numbers);
+        for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
+            if (is_in_place || o->out[k] == NULL) continue;
+            rmsp_copy_strided(count, size, o->out[k] + (ptrdiff_t)start * o->out_step[k], o->out_step[k], array[k],
+                              (ptrdiff_t)size);
         }
     }
 }
@@ -157,14 +178,17 @@ void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *
     const rmsp_ufunc *const ufunc = data;
     const size_t n = (size_t)dimensions[0];
     const operands o = operands_of(args, steps, ufunc);
-    int constant = 1;
+    const int is_in_place = in_place(&o, (ptrdiff_t)rmsp_dtypes[ufunc->dtype].size);
+    const ptrdiff_t lr_step = o.number_step[LR];
+    int only_lr = 1;
 
-    for (int k = 0; k < o.number_count; k++) constant &= o.number_step[k] == 0;
-    if (n > 0 && constant && in_place(&o, (ptrdiff_t)rmsp_dtypes[ufunc->dtype].size)) {
-        double numbers[MAX_NUMBERS];
-        numbers_at(&o, 0, numbers);
-        step_in_place(ufunc, n, (void *const *)o.in, numbers);
+    if (n == 0) return;
+    for (int k = LR + 1; k < NUMBERS; k++) only_lr &= o.number_step[k] == 0;
+    if (is_in_place && only_lr && (lr_step == 0 || lr_step == (ptrdiff_t)sizeof(double))) {
+        double numbers[NUMBERS];
+        first_numbers(&o, numbers);
+        step_in_place(ufunc, n, (void *const *)o.in, numbers, lr_step == 0 ? NULL : (const double *)o.number[LR], 1);
     } else {
-        step_blocks(&o, ufunc, n);
+        step_blocks(&o, ufunc, n, only_lr, is_in_place);
     }
 }

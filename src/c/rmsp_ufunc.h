@@ -12,9 +12,11 @@ typedef struct rmsp_ufunc {
     int centered; /* there is a grad_avg */
 } rmsp_ufunc;
 
-/* A step in place on n elements of contiguous arrays, none of them NULL that the ufunc has. Returns the exceptions it
- * raised, of those watched. */
-int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers);
+/* A step in place on n elements of contiguous arrays, none of them NULL that the ufunc has. The numbers are lr, rho,
+ * momentum if there is one, eps and eps_inside. With `lrs`, which overlaps no array that is written, one lr of it for
+ * `run` elements. Returns the exceptions it raised, of those watched. */
+int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers,
+                        const double *lrs, size_t run);
 
 /* A PyUFuncGenericFunction. Operands: the arrays of the step in their usual order; lr, rho, momentum if there is one,
  * eps and eps_inside, all double; then as outputs the arrays again, without the gradient. `data` is a rmsp_ufunc. */

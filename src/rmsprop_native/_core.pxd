@@ -20,7 +20,9 @@ cdef bint arrays_overlap(const c.rmsp_array *one, const c.rmsp_array *other) noe
 cdef c.rmsp_work plan_work(const c.rmsp_plan *plan) noexcept nogil
 cdef c.rmsp_outcome step(c.rmsp_plan *plan, c.rmsp_found *found) noexcept nogil
 cdef bint is_large(size_t nbytes) noexcept nogil
-cdef int ufunc_in_place(const c.rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers) noexcept nogil
+cdef int ufunc_in_place(
+    const c.rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers, const double *lrs, size_t run
+) noexcept nogil
 cdef void *ufunc_loop() noexcept nogil
 
 

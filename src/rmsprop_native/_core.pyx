@@ -67,8 +67,10 @@ cdef bint is_large(size_t nbytes) noexcept nogil:
     return nbytes > c.rmsp_grain()
 
 
-cdef int ufunc_in_place(const c.rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers) noexcept nogil:
-    return c.rmsp_ufunc_in_place(ufunc, n, array, numbers)
+cdef int ufunc_in_place(
+    const c.rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers, const double *lrs, size_t run
+) noexcept nogil:
+    return c.rmsp_ufunc_in_place(ufunc, n, array, numbers, lrs, run)
 
 
 cdef void *ufunc_loop() noexcept nogil:

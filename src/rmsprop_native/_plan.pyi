@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from rmsprop_native._core import Claim
 from rmsprop_native.coefficients import Group
 from rmsprop_native.options import Options
+from rmsprop_native.overrides import Rates
 from rmsprop_native.tree import Tree
 
 BUFFERS: tuple[str, ...]
@@ -29,6 +30,7 @@ class Plan:
         lrs: list[Any],
         own_lrs: list[bool],
         leaf_groups: tuple[int, ...],
+        leaf_rates: list[Rates | None],
         options: Options,
         largest: float,
     ) -> None: ...

@@ -294,6 +294,7 @@ cdef class Plan:
     cdef double lr, grad_scale
     cdef list lrs  # the learning rate of each group: a float, or a schedule, which is asked before each step
     cdef list own_lrs  # whether a call's lr does not replace it
+    cdef list leaf_rates  # the learning rates of each leaf's elements (Rates), or None
     cdef bint steady  # there is no schedule
     cdef bint maximize, accumulates
     cdef double largest  # what lr and grad_scale may be without a closer check
@@ -468,7 +469,9 @@ cdef class Plan:
 
     # ---- numbers ----
 
-    def set_numbers(self, list groups, list lrs, list own_lrs, tuple leaf_groups, object options, double largest):
+    def set_numbers(
+        self, list groups, list lrs, list own_lrs, tuple leaf_groups, list leaf_rates, object options, double largest
+    ):
         """Take the coefficients of the steps from now on; the caller has the claim.
 
         Parameters
@@ -481,6 +484,9 @@ cdef class Plan:
             Whether it holds for calls that give another one.
         leaf_groups : tuple of int
             For each leaf the index of its group.
+        leaf_rates : list of (Rates or None)
+            For each leaf the learning rates of its elements, if they are an array, in place of the group's; empty if
+            none are.
         options : Options
             For what holds for all leaves.
         largest : float
@@ -518,9 +524,25 @@ cdef class Plan:
             self.groups = leaf_groups
             for i in range(self.plan.leaf_count):
                 self.plan.leaves[i].group = leaf_groups[i]
+        if leaf_rates is not self.leaf_rates:
+            self._set_leaf_rates(leaf_rates)
         self.lrs, self.own_lrs, self.steady = lrs, own_lrs, steady
         self.maximize, self.accumulates, self.largest = options.maximize, options.accumulate > 1, largest
         self.ready = True
+
+    cdef int _set_leaf_rates(self, list leaf_rates) except -1:
+        cdef size_t i
+        cdef cnp.ndarray numbers
+        for i in range(self.plan.leaf_count):
+            self.plan.extras[i].lrs = NULL
+        self.leaf_rates = leaf_rates
+        self.plan.bound = 0
+        for i in range(len(leaf_rates)):
+            if leaf_rates[i] is not None:
+                numbers, run = leaf_rates[i]
+                self.plan.extras[i].lr_run = run
+                self.plan.extras[i].lrs = <const double *>cnp.PyArray_DATA(numbers)
+        return 0
 
     def set_call_numbers(self, list rates, double grad_scale, object lr):
         """Form the coefficients of the next step of numbers that were checked; the caller has the claim.
@@ -565,7 +587,7 @@ cdef class Plan:
 
     cdef inline void _set_group(self, size_t i, double rate, double scale) noexcept:
         if not self.accumulates:
-            self.plan.groups[i].coef.grad_scale = -scale if self.maximize else scale
+            c.rmsp_group_set_scale(&self.plan.groups[i], -scale if self.maximize else scale)
         c.rmsp_group_set_lr(&self.plan.groups[i], rate)
 
     cdef int _keep_call(self, object lr, double scale) except -1:
@@ -609,6 +631,7 @@ cdef class Plan:
         self.plan.rules = other.plan.rules
         self._make_sums()
         self.groups = other.groups
+        self._set_leaf_rates(other.leaf_rates)
         self.lrs, self.own_lrs, self.steady = other.lrs, other.own_lrs, other.steady
         self.maximize, self.accumulates, self.largest = other.maximize, other.accumulates, other.largest
         self.current, self.has_lr, self.lr, self.grad_scale = other.current, other.has_lr, other.lr, other.grad_scale

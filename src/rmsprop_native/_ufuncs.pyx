@@ -99,6 +99,32 @@ cdef bint describe(object o, c.rmsp_array *array) noexcept:
     return array.type >= 0
 
 
+cdef size_t rates_run(object lr, object array) noexcept:
+    """For how many elements that follow each other in a contiguous array each number of `lr` holds, if it is contiguous
+    too; 0 where it broadcasts in another way."""
+    cdef int axis, ndim = cnp.PyArray_NDIM(<cnp.ndarray>array)
+    cdef int flags = cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED
+    cdef size_t run = 1
+    cdef cnp.npy_intp length, numbers, missing
+    cdef bint is_shared = True  # the innermost axes, along which the number stays the same
+    if Py_TYPE(lr) != NDARRAY or cnp.PyArray_TYPE(<cnp.ndarray>lr) != cnp.NPY_FLOAT64:
+        return 0
+    if not cnp.PyArray_CHKFLAGS(<cnp.ndarray>lr, flags) or not cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>lr):
+        return 0
+    missing = ndim - cnp.PyArray_NDIM(<cnp.ndarray>lr)
+    if missing < 0 or cnp.PyArray_SIZE(<cnp.ndarray>array) == 0:
+        return 0
+    for axis in range(ndim - 1, -1, -1):
+        length = cnp.PyArray_DIM(<cnp.ndarray>array, axis)
+        numbers = cnp.PyArray_DIM(<cnp.ndarray>lr, axis - missing) if axis >= missing else 1
+        is_shared = is_shared and numbers == 1
+        if is_shared:
+            run *= length
+        elif numbers != length:
+            return 0
+    return run
+
+
 def step_in_place(object ufunc, tuple operands, tuple out):
     """Do what the ufunc would do, at a tenth of the cost of its call, if the call is a simple one.
 
@@ -113,12 +139,15 @@ def step_in_place(object ufunc, tuple operands, tuple out):
     -------
     bool
         False, with nothing done, unless the arrays are contiguous ndarrays of one shape and dtype, the outputs are the
-        inputs, and the numbers are Python floats: then the ufunc must be called.
+        inputs, and the numbers are Python floats, or lr a contiguous array of a number for each element or row: then
+        the ufunc must be called.
     """
     cdef int place = UFUNC_PLACES[ufunc], dtype, raised, k, arg = 0, output = 0
     cdef c.rmsp_ufunc *spec = &ufunc_specs[place][0]
     cdef void *array[5]
     cdef double numbers[5]
+    cdef const double *lrs = NULL
+    cdef size_t run = 0, lr_size = 0
     cdef object first = operands[0]
     cdef int flags = cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED
     cdef size_t size, n
@@ -149,10 +178,21 @@ def step_in_place(object ufunc, tuple operands, tuple out):
                 return False
             output += 1
     for k in range(len(operands) - arg):
-        if type(operands[arg + k]) is not float:
+        number = operands[arg + k]
+        if type(number) is float:
+            numbers[k] = number
+            continue
+        run = rates_run(number, first) if k == 0 else 0
+        if run == 0:
             return False
-        numbers[k] = operands[arg + k]
+        lrs = <const double *>cnp.PyArray_DATA(<cnp.ndarray>number)
+        lr_size = cnp.PyArray_NBYTES(<cnp.ndarray>number)
+        numbers[k] = 0.0
     for k in range(5):
+        if lrs != NULL and k != c.RMSP_GRAD and array[k] != NULL and c.rmsp_ranges_overlap(
+            <uintptr_t>array[k], <uintptr_t>array[k] + size, <uintptr_t>lrs, <uintptr_t>lrs + lr_size
+        ):
+            return False
         for arg in range(k):
             # No array that is written may overlap another one, and only one of all is not written.
             if array[arg] != NULL and array[k] != NULL and c.rmsp_ranges_overlap(
@@ -162,9 +202,9 @@ def step_in_place(object ufunc, tuple operands, tuple out):
     spec = &ufunc_specs[place][dtype]
     if _core.is_large(size):
         with nogil:
-            raised = _core.ufunc_in_place(spec, n, array, numbers)
+            raised = _core.ufunc_in_place(spec, n, array, numbers, lrs, run)
     else:
-        raised = _core.ufunc_in_place(spec, n, array, numbers)
+        raised = _core.ufunc_in_place(spec, n, array, numbers, lrs, run)
     if raised:
         report(ufunc, raised, first.dtype)
     return True

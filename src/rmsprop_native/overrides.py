@@ -7,12 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from rmsprop_native.options import OVERRIDABLE, Options, check_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LeafOptions", "check_overrides", "check_paths", "group_leaves"]
+    from numpy.typing import NDArray
+
+__all__ = ["LeafOptions", "Rates", "check_overrides", "check_paths", "group_leaves", "rates_of_leaf"]
 
 _SHOWN = 8  # paths in a message
 
@@ -23,6 +27,16 @@ class LeafOptions(NamedTuple):
     options: Options
     own_lr: bool
     """Whether an override gave the learning rate; the `lr` of a call does not replace it then."""
+    rates: NDArray[np.float64] | None = None
+    """The learning rates of elements, where they are an array; the `lr` of `options` is the largest of them then."""
+
+
+class Rates(NamedTuple):
+    """The learning rates of the elements of a leaf, in the order of its buffers."""
+
+    numbers: NDArray[np.float64]
+    """Contiguous; one number for `run` reals that follow each other."""
+    run: int
 
 
 def check_paths(paths: Sequence[str]) -> None:
@@ -77,9 +91,11 @@ def check_overrides(overrides: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from rmsprop_native.overrides import check_overrides
-    >>> check_overrides({"*.bias": {"lr": 1}})
-    {'*.bias': {'lr': 1.0}}
+    >>> check_overrides({"*.bias": {"lr": 1}, "w": {"lr": np.array([[1], [2]])}})
+    {'*.bias': {'lr': 1.0}, 'w': {'lr': array([[1.],
+           [2.]])}}
     """
     if not isinstance(overrides, Mapping):
         raise TypeError(f"overrides must be a mapping of patterns to mappings of options, got {overrides!r}")
@@ -94,10 +110,69 @@ def check_overrides(overrides: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
             if not isinstance(name, str) or name not in OVERRIDABLE:
                 raise ValueError(f"overrides[{pattern!r}] cannot change {name!r}; only {', '.join(OVERRIDABLE)}")
             try:
-                checked[pattern][name] = check_option(name, value)
+                is_array = name == "lr" and issubclass(type(value), np.ndarray) and value.ndim > 0
+                checked[pattern][name] = _check_rates(value) if is_array else check_option(name, value)
             except (TypeError, ValueError) as error:
                 raise _prefixed(pattern, error) from None
     return checked
+
+
+def _check_rates(lr: NDArray[Any]) -> NDArray[np.float64]:
+    """A copy of an array of learning rates in float64, which cannot be written."""
+    if type(lr) is not np.ndarray or lr.dtype.kind not in "iuf":
+        kind = "n array" if type(lr) is np.ndarray else f" {type(lr).__name__}"
+        raise TypeError(f"lr must be a number or an array of real numbers, got a{kind} of {lr.dtype}")
+    with np.errstate(over="ignore"):  # a longdouble may be too large
+        rates = np.array(lr, np.float64, order="C")
+    rates += 0.0  # -0.0 becomes 0.0, and gives the same signs
+    allowed = np.isfinite(rates) & (rates >= 0)
+    if not allowed.all():
+        raise ValueError(f"lr must be finite and >= 0, got an array with {float(rates[~allowed][0])!r}")
+    rates.flags.writeable = False
+    return rates
+
+
+def rates_of_leaf(rates: NDArray[np.float64], path: str, buffer: NDArray[Any]) -> Rates:
+    """The learning rates of a leaf, laid out like its buffers.
+
+    Parameters
+    ----------
+    rates : numpy.ndarray
+        Of a shape that broadcasts to the leaf's.
+    path : str
+        That of the leaf, for the message.
+    buffer : numpy.ndarray
+        One of its buffers: dense, in some order of the axes.
+
+    Returns
+    -------
+    Rates
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.overrides import rates_of_leaf
+    >>> rates_of_leaf(np.array([[0.5], [0.25]]), "w", np.zeros((2, 3)))
+    Rates(numbers=array([0.5 , 0.25]), run=3)
+    """
+    try:
+        whole = np.broadcast_to(rates, buffer.shape)
+    except ValueError:
+        raise ValueError(
+            f"overrides for {path!r}: lr has shape {rates.shape}, which does not broadcast to {buffer.shape}"
+        ) from None
+    run = 2 if buffer.dtype.kind == "c" else 1
+    # The axes from the outermost to the innermost in memory; along the last ones the rate may stay the same.
+    whole = whole.transpose(sorted(range(buffer.ndim), key=lambda axis: -buffer.strides[axis]))
+    while whole.ndim and whole.size and (whole.strides[-1] == 0 or whole.shape[-1] == 1):
+        run *= whole.shape[-1]
+        whole = whole[..., 0]
+    return Rates(np.array(whole, order="C").reshape(-1), run)
 
 
 def group_leaves(
@@ -111,7 +186,7 @@ def group_leaves(
         Those of leaves that no pattern matches.
     overrides : mapping of str to mapping
         Patterns to the options they change; where several match a leaf, the last one wins. A pattern that is the path
-        of a leaf names that leaf; any other one is matched as by `fnmatch.fnmatchcase`.
+        of a leaf names that leaf; any other one is matched as by `fnmatch.fnmatchcase`. `lr` may be an array.
     paths : sequence of str
         The paths of the leaves, each another one (`check_paths`).
 
@@ -136,7 +211,7 @@ def group_leaves(
     >>> from rmsprop_native.overrides import group_leaves
     >>> groups, leaf_groups = group_leaves(Options(), {"*.b": {"lr": 0.5}}, ["l1.w", "l1.b", "l2.b"])
     >>> groups[1], leaf_groups
-    (LeafOptions(options=Options(lr=0.5, rho=0.9), own_lr=True), (0, 1, 1))
+    (LeafOptions(options=Options(lr=0.5, rho=0.9), own_lr=True, rates=None), (0, 1, 1))
     """
     groups = [LeafOptions(options, False)]
     checked = check_overrides(overrides)
@@ -184,8 +259,13 @@ def _changed(options: Options, overrides: Mapping[str, dict[str, Any]], patterns
     for bit, of_pattern in enumerate(overrides.values()):
         if patterns >> bit & 1:
             changes |= of_pattern
+    rates = changes.get("lr")
+    if isinstance(rates, np.ndarray):
+        changes["lr"] = float(rates.max(initial=0.0))
+    else:
+        rates = None
     try:
-        return LeafOptions(options.replace(**changes), "lr" in changes)
+        return LeafOptions(options.replace(**changes), "lr" in changes, rates)
     except (TypeError, ValueError) as error:
         raise _prefixed(path, error) from None
 

@@ -123,7 +123,8 @@ def init(
         A key of `PRESETS`; explicit options win over it.
     overrides : mapping of str to mapping, optional
         Other numbers for some leaves. A key that is literally the path of a leaf names that leaf, any other one is a
-        pattern over paths, as of `fnmatch`. Where several match, the last one wins.
+        pattern over paths, as of `fnmatch`. Where several match, the last one wins. `lr` may be an array that
+        broadcasts to the leaf.
     **options
         The hyper-parameters; see `Options`.
 
@@ -273,13 +274,16 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
         all_grads = [grad_sum if i in state.summed else None for i, grad_sum in enumerate(sums)]
         scale = 1.0 / o.accumulate
 
-    own, own_lr = _options_of_leaves(state)
-    rates = _rates(own, own_lr, state.step, lr)
+    own, own_lrs = _options_of_leaves(state)
+    rates = _rates(own, own_lrs, state.step, lr)
     factors = clip_factors(all_grads, [of_leaf.clip_norm for of_leaf in own], o.clip_global_norm, scale)
     for i, (param, grad, *buffers) in enumerate(zip(all_params, all_grads, *arrays, strict=True)):
         if grad is None:
             continue
-        numbers = coefficients(own[i], state.step + 1, rates[i], scale * factors[i])
+        rate = rates[i]
+        if isinstance(rate, np.ndarray):
+            rate = np.broadcast_to(rate, param.shape)[rows[i]]
+        numbers = coefficients(own[i], state.step + 1, rate, scale * factors[i])
         old: list[Any] = [buffer if buffer is None else buffer[rows[i]] for buffer in buffers]
         new = step(numbers, param[rows[i]], grad, *old[:3], nesterov=o.nesterov)
         average = None
@@ -298,8 +302,8 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
     state.step += 1
 
 
-def _options_of_leaves(state: State) -> tuple[list[Options], list[bool]]:
-    """For each leaf its options, and whether its learning rate is its own."""
+def _options_of_leaves(state: State) -> tuple[list[Options], list[Any]]:
+    """For each leaf its options, and its own learning rate: a number, schedule or array, or None."""
     paths = list(state.structure.paths())
     changes: list[dict[str, Any]] = [{} for _ in paths]
     for pattern, numbers in state.overrides.items():
@@ -312,20 +316,24 @@ def _options_of_leaves(state: State) -> tuple[list[Options], list[bool]]:
             raise ValueError(f"overrides[{pattern!r}] matches none of {', '.join(map(repr, paths))}")
         for change in matched:
             change.update(numbers)
-    return [dataclasses.replace(state.options, **change) for change in changes], ["lr" in change for change in changes]
+    own_lrs = [change.pop("lr", None) for change in changes]
+    return [dataclasses.replace(state.options, **change) for change in changes], own_lrs
 
 
-def _rates(own: list[Options], own_lr: list[bool], taken: int, lr: float | None) -> list[float]:
-    """The learning rate of each leaf after `taken` steps; each schedule is called once."""
+def _rates(own: list[Options], own_lrs: list[Any], taken: int, lr: float | None) -> list[Any]:
+    """The learning rate of each leaf after `taken` steps, a float or an array; each schedule is called once."""
     schedules: dict[int, float] = {}
-    rates = []
-    for of_leaf, is_own in zip(own, own_lr, strict=True):
-        rate = of_leaf.lr if lr is None or is_own else lr
+    rates: list[Any] = []
+    for of_leaf, own_lr in zip(own, own_lrs, strict=True):
+        rate = own_lr if own_lr is not None else of_leaf.lr if lr is None else lr
         if callable(rate):
             if id(rate) not in schedules:
                 schedules[id(rate)] = float(rate(taken))
             rate = schedules[id(rate)]
-        rates.append(float(rate))
+        if isinstance(rate, np.ndarray) and rate.ndim > 0:
+            rates.append(rate.astype(np.float64) + 0.0)  # -0.0 becomes 0.0
+        else:
+            rates.append(float(rate))
     return rates
 
 
@@ -345,13 +353,14 @@ class Coefficients(NamedTuple):
     bias_correction: float
     eps_inside: float
     eps_outside: float
-    lr_in: float
+    lr_in: float | NDArray[np.float64]
+    """An array, as `lr_out` and `shrink`, where each element has a learning rate."""
     momentum: float
-    shrink: float
-    lr_out: float
+    shrink: float | NDArray[np.float64]
+    lr_out: float | NDArray[np.float64]
 
 
-def coefficients(options: Options, t: int, lr: float, grad_scale: float) -> Coefficients:
+def coefficients(options: Options, t: int, lr: float | NDArray[np.float64], grad_scale: float) -> Coefficients:
     """The numbers of step `t`.
 
     Parameters
@@ -360,8 +369,8 @@ def coefficients(options: Options, t: int, lr: float, grad_scale: float) -> Coef
         The hyper-parameters of the leaf.
     t : int
         The number of the step, 1 at the first.
-    lr : float
-        The learning rate of this step.
+    lr : float or numpy.ndarray
+        The learning rate of this step, or one for each element.
     grad_scale : float
         The whole factor on the gradient: unscaling, the sign of ``maximize``, and the clip factor.
 
@@ -378,6 +387,8 @@ def coefficients(options: Options, t: int, lr: float, grad_scale: float) -> Coef
     (0.25, 4.0, 1.0, 0.5)
     """
     o = options
+    lr_in: float | NDArray[np.float64]
+    lr_out: float | NDArray[np.float64]
     lr_in, lr_out = (1.0, lr) if o.momentum != 0 and not o.lr_in_momentum else (lr, 1.0)
     return Coefficients(
         grad_scale=grad_scale,
@@ -410,7 +421,7 @@ def step(
     Parameters
     ----------
     numbers : Coefficients
-        Each is rounded once to the type of `param`.
+        Each is rounded once to the type of `param`; arrays have its shape.
     param, grad, square_avg : numpy.ndarray
         Of one shape and one dtype, float32, float64, complex64 or complex128; complex numbers are pairs of reals.
     momentum_buffer : numpy.ndarray, optional
@@ -437,6 +448,8 @@ def step(
     if np.iscomplexobj(param):
         real = param.real.dtype
         pairs = (a if a is None else _as_pairs(a, real) for a in (param, grad, square_avg, momentum_buffer, grad_avg))
+        twice: Any = (np.repeat(k, 2) if isinstance(k, np.ndarray) else k for k in numbers)
+        numbers = Coefficients(*twice)
         new = step(numbers, *pairs, nesterov=nesterov)  # type: ignore[arg-type]
         back: Any = (a if a is None else a.view(param.dtype).reshape(param.shape) for a in new)
         return tuple(back)

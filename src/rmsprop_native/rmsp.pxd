@@ -51,6 +51,7 @@ cdef extern from "rmsp.h" nogil:
         rmsp_coef coef
 
     void rmsp_group_refresh(rmsp_group *group) noexcept
+    void rmsp_group_set_scale(rmsp_group *group, double scale) noexcept
     void rmsp_group_set_lr(rmsp_group *group, double lr) noexcept
 
     enum:
@@ -108,6 +109,8 @@ cdef extern from "rmsp.h" nogil:
         void *ema
         void *grad_sum
         double *span_sums
+        const double *lrs
+        size_t lr_run
 
     ctypedef struct rmsp_leaf:
         void *array[5]
@@ -231,6 +234,6 @@ cdef extern from "rmsp_ufunc.h" nogil:
         int centered
 
     int rmsp_ufunc_in_place(
-        const rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers
+        const rmsp_ufunc *ufunc, size_t n, void *const *array, const double *numbers, const double *lrs, size_t run
     ) noexcept
     void rmsp_ufunc_loop(char **args, const ptrdiff_t *dimensions, const ptrdiff_t *steps, void *ufunc) noexcept

@@ -12,7 +12,7 @@ from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, as_arrays
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.options import Options, check_number
-from rmsprop_native.overrides import check_overrides, check_paths, group_leaves
+from rmsprop_native.overrides import check_overrides, check_paths, group_leaves, rates_of_leaf
 from rmsprop_native.presets import make_options
 from rmsprop_native.tree import Tree, flatten
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rmsprop_native.overrides import LeafOptions
+    from rmsprop_native.overrides import LeafOptions, Rates
 
 __all__ = ["State", "init", "set_numbers"]
 
@@ -59,6 +59,7 @@ class State:
         "_groups",
         "_largest",
         "_leaf_groups",
+        "_leaf_rates",
         "_options",
         "_overrides",
         "_plan",
@@ -70,6 +71,7 @@ class State:
     _groups: list[LeafOptions]
     _largest: float
     _leaf_groups: tuple[int, ...]
+    _leaf_rates: list[Rates | None]
     _options: Options
     _overrides: dict[str, dict[str, Any]]
     _plan: Plan
@@ -139,18 +141,21 @@ class State:
             return None
         return self._structure.unflatten(iter(self._plan.arrays(name)), read_only=True)
 
-    def replace(self, **changes: Any) -> None:
+    def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
         """Change hyper-parameters from the next step on; those that `overrides` set for a leaf stay.
 
         Parameters
         ----------
+        overrides : mapping of str to mapping, optional
+            In place of all overrides that there are, as for `init`; with ``{}`` there are none.
         **changes
             Any options that leave the arrays of the state as they are.
 
         Raises
         ------
         TypeError, ValueError
-            As `Options.replace`, or if a number cannot be held by the dtype of a leaf; nothing has been changed then.
+            As `Options.replace` and, for `overrides`, as `init`; or if a number cannot be held by the dtype of a leaf.
+            Nothing has been changed then.
         RuntimeError
             If the state is inside a step.
 
@@ -162,6 +167,9 @@ class State:
         >>> state.replace(lr=0.01, weight_decay=0.1)
         >>> state.options
         Options(lr=0.01, rho=0.9, weight_decay=0.1)
+        >>> state.replace(overrides={"*": {"lr": np.array([0.5, 0.25, 0.125])}})
+        >>> rms.update_(np.zeros(3), np.ones(3), state).round(2)
+        array([-1.58, -0.79, -0.4 ])
         >>> state.replace(momentum=0.9)
         Traceback (most recent call last):
         ...
@@ -171,11 +179,15 @@ class State:
             options = self._options.replace(**changes)
             if options.accumulate != self._options.accumulate and self.accumulated:
                 raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
-            groups, leaf_groups = group_leaves(options, self._overrides, self._paths())
+            checked = self._overrides if overrides is None else check_overrides(overrides)
+            paths = self._paths()
+            groups, leaf_groups = group_leaves(options, checked, paths)
+            leaf_rates = _rates_of_leaves(groups, leaf_groups, paths, self._plan)
             _rates(groups, self._dtypes, None, 1.0, self.step)  # raises what the next step would
             # Nothing fails from here on.
             self._plan.forget_numbers()
-            self._options, self._groups, self._leaf_groups = options, groups, leaf_groups
+            self._options, self._overrides = options, checked
+            self._groups, self._leaf_groups, self._leaf_rates = groups, leaf_groups, leaf_rates
 
     def copy(self) -> Self:
         """A state with the same values in arrays of its own.
@@ -284,12 +296,25 @@ def _rates(
     groups: list[LeafOptions], dtypes: frozenset[np.dtype[Any]], lr: float | None, grad_scale: float, step: int
 ) -> list[float]:
     """The learning rate of each group for the step after `step` others; all numbers are checked, schedules called."""
-    rates = [resolve_lr(options, None if own_lr else lr, step) for options, own_lr in groups]
-    for (options, _), rate in zip(groups, rates, strict=True):
-        group = group_of(options, rate, grad_scale)
+    rates = [resolve_lr(leaf.options, None if leaf.own_lr else lr, step) for leaf in groups]
+    for leaf, rate in zip(groups, rates, strict=True):
+        group = group_of(leaf.options, rate, grad_scale)
         for dtype in dtypes:
-            check_dtype(group, options, dtype)
+            check_dtype(group, leaf.options, dtype)
     return rates
+
+
+def _rates_of_leaves(
+    groups: list[LeafOptions], leaf_groups: tuple[int, ...], paths: list[str], plan: Plan
+) -> list[Rates | None]:
+    """For each leaf its learning rates, where they are an array; empty if none are."""
+    if all(leaf.rates is None for leaf in groups):
+        return []
+    made: list[Rates | None] = []
+    for path, group, buffer in zip(paths, leaf_groups, plan.arrays("square_avg"), strict=True):
+        rates = groups[group].rates
+        made.append(None if rates is None else rates_of_leaf(rates, path, buffer))
+    return made
 
 
 def set_numbers(state: State, lr: object, grad_scale: object) -> None:
@@ -315,10 +340,10 @@ def set_numbers(state: State, lr: object, grad_scale: object) -> None:
     rate = None if lr is None else check_lr(lr)
     scale = check_number("grad_scale", grad_scale)
     rates = _rates(state._groups, state._dtypes, rate, scale, state.step)
-    formed = [group_of(options, 0.0, 1.0) for options, _ in state._groups]
-    lrs = [options.lr for options, _ in state._groups]
-    own_lrs = [own_lr for _, own_lr in state._groups]
-    state._plan.set_numbers(formed, lrs, own_lrs, state._leaf_groups, state._options, state._largest)
+    formed = [group_of(leaf.options, 0.0, 1.0) for leaf in state._groups]
+    lrs = [leaf.options.lr for leaf in state._groups]
+    own_lrs = [leaf.own_lr for leaf in state._groups]
+    state._plan.set_numbers(formed, lrs, own_lrs, state._leaf_groups, state._leaf_rates, state._options, state._largest)
     state._plan.set_call_numbers(rates, scale, rate)
 
 
@@ -344,6 +369,7 @@ def _fill(
     state._largest = largest_number(state._dtypes)
     state._claim = Claim(structure.size)
     state._plan = Plan(structure, state._claim, models, options.buffers, params)
+    state._leaf_rates = _rates_of_leaves(state._groups, state._leaf_groups, paths, state._plan)
 
 
 def init(
@@ -364,7 +390,8 @@ def init(
         A key of `PRESETS`, for what a framework means by RMSProp; explicit options win over it.
     overrides : mapping of str to mapping, optional
         Other numbers for some leaves: patterns over leaf paths, as of `fnmatch`, to options that change there. Where
-        several patterns match, the last one wins.
+        several patterns match, the last one wins. A leaf's `lr` may be an array that broadcasts to it, as for a
+        population of networks in one array; it is copied, and rounded once an element.
     **options
         The hyper-parameters; see `Options`.
 

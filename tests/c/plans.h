@@ -199,8 +199,8 @@ typedef struct sample {
     rmsp_array *param_list, *grad_list; /* what is bound: the tests may change these */
     ptrdiff_t (*strides)[MAX_NDIM];     /* of state arrays */
     ptrdiff_t (*param_strides)[MAX_NDIM];
-    char *state; /* all of them, one after another */
-    double *sums;
+    char *state;           /* all of them, one after another */
+    double *sums, **rates; /* rates: of leaves that have learning rates of their own */
     rmsp_axis *axes;
 } sample;
 
@@ -226,6 +226,7 @@ static inline sample *new_sample(size_t leaf_count, size_t group_count)
     s->grads = allocate(leaf_count, sizeof *s->grads);
     s->param_list = allocate(leaf_count, sizeof *s->param_list);
     s->grad_list = allocate(leaf_count, sizeof *s->grad_list);
+    s->rates = allocate(leaf_count, sizeof *s->rates);
     s->strides = allocate(leaf_count, sizeof *s->strides);
     s->param_strides = allocate(leaf_count, sizeof *s->param_strides);
     for (size_t i = 0; i < leaf_count; i++) s->grad_list[i] = absent_array;
@@ -326,16 +327,31 @@ static inline void finish_sample(sample *s)
     }
 }
 
+/* Learning rates of their own for some leaves; before they are bound. */
+static inline void set_random_rates(sample *s)
+{
+    for (size_t i = 0; i < s->plan.leaf_count; i++) {
+        const size_t n = s->plan.slots[i].n, runs[] = {1, 1, 2, 1 + below(8), 20 + below(80), n > 0 ? n : 1};
+        const size_t run = runs[below(sizeof runs / sizeof *runs)], count = (n + run - 1) / run;
+        if (below(3) > 0) continue;
+        s->rates[i] = allocate(count, sizeof(double));
+        for (size_t k = 0; k < count; k++) s->rates[i][k] = fabs(uniform());
+        s->plan.extras[i].lrs = s->rates[i];
+        s->plan.extras[i].lr_run = run;
+    }
+}
+
 static inline void free_sample(sample *s)
 {
     for (size_t i = 0; i < s->plan.leaf_count; i++) {
         free_array(s->params[i]);
         free_array(s->grads[i]);
+        free(s->rates[i]);
     }
-    void *const parts[] = {s->plan.leaves, s->plan.slots,  s->plan.extras, s->plan.groups,
-                           s->plan.memory, s->plan.ranges, s->counts.seen, s->params,
-                           s->grads,       s->param_list,  s->grad_list,   s->strides,
-                           s->state,       s->sums,        s->axes,        s->param_strides};
+    void *const parts[] = {s->plan.leaves,   s->plan.slots,  s->plan.extras, s->plan.groups, s->plan.memory,
+                           s->plan.ranges,   s->counts.seen, s->params,      s->grads,       s->param_list,
+                           s->grad_list,     s->strides,     s->state,       s->sums,        s->axes,
+                           s->param_strides, s->rates};
     for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) free(parts[k]);
     free(s);
 }
@@ -424,13 +440,12 @@ static inline void random_group(rmsp_group *group)
                               .one_minus_rho = 1.0 - rho,
                               .bias_correction = 1,
                               .eps_inside = below(2) ? 0 : 1e-6,
-                              .lr_in = 1,
-                              .momentum = 0.9,
-                              .shrink = below(2) ? 1 : 0.999,
-                              .lr_out = 1};
+                              .momentum = 0.9};
     group->coef.eps_outside = group->coef.eps_inside > 0 ? 0 : 1e-8;
-    *(below(2) ? &group->coef.lr_in : &group->coef.lr_out) = 0.01 * fabs(uniform());
     if (below(4) == 0) group->coef.bias_correction = 1 / (1 - rho);
+    group->lr_outside = group->momentum != RMSP_MOMENTUM_NONE && below(2);
+    group->decay = below(2) ? 0 : 0.1;
+    rmsp_group_set_rate(group, 0.01 * fabs(uniform()));
     rmsp_group_refresh(group);
 }
 

@@ -29,11 +29,12 @@ static void test_coefficients(void)
     CHECK(sizeof(rmsp_coef) == 12 * sizeof(double) && sizeof(rmsp_coef_f32) == 12 * sizeof(float));
 }
 
-#define NAME(name, momentum, centered, l2, neutral) #name,
-#define CENTERED(name, momentum, centered, l2, neutral) centered,
-#define L2(name, momentum, centered, l2, neutral) l2,
-#define MOMENTUM(name, momentum, centered, l2, neutral) momentum,
-#define NEUTRAL(name, momentum, centered, l2, neutral) neutral,
+#define NAME(name, momentum, centered, l2, neutral, each) #name,
+#define CENTERED(name, momentum, centered, l2, neutral, each) centered,
+#define L2(name, momentum, centered, l2, neutral, each) l2,
+#define MOMENTUM(name, momentum, centered, l2, neutral, each) momentum,
+#define NEUTRAL(name, momentum, centered, l2, neutral, each) neutral,
+#define EACH(name, momentum, centered, l2, neutral, each) each,
 
 /* Variants are in the order of rmsp_variant_index. */
 static void test_variants(void)
@@ -42,14 +43,33 @@ static void test_variants(void)
     static const int centered[] = {RMSP_VARIANTS(CENTERED)}, l2[] = {RMSP_VARIANTS(L2)};
     static const int neutral[] = {RMSP_VARIANTS(NEUTRAL)};
     static const rmsp_momentum momentum[] = {RMSP_VARIANTS(MOMENTUM)};
+    static const rmsp_each each[] = {RMSP_VARIANTS(EACH)};
     CHECK(sizeof names / sizeof *names == RMSP_VARIANT_COUNT);
     for (int i = 0; i < RMSP_VARIANT_COUNT; i++) {
-        rmsp_coef coef = {.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1, .lr_out = 1};
-        if (!neutral[i]) coef.shrink = 0.5;
-        CHECK(rmsp_variant_index(momentum[i], centered[i], l2[i], &coef) == i);
-        CHECK(rmsp_general_variant(i) == i % 12 && !neutral[i % 12]);
-        CHECK((strstr(names[i], "_neutral") != NULL) == neutral[i]);
+        rmsp_group group = {.momentum = momentum[i], .centered = centered[i], .l2 = l2[i]};
+        group.coef =
+            (rmsp_coef){.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1, .lr_out = 1};
+        group.lr_outside = each[i] == RMSP_LR_OUT_EACH;
+        if (!neutral[i]) group.coef.shrink = 0.5;
+        rmsp_group_refresh(&group);
+        if (each[i] == RMSP_SAME) CHECK(group.variant == i);
+        if (each[i] == RMSP_LR_IN_EACH || each[i] == RMSP_LR_OUT_EACH) CHECK(rmsp_lr_variant(&group) == i);
+        CHECK(rmsp_general_variant(group.variant) == group.variant % 12);
+        CHECK((strstr(names[i], "_neutral") != NULL) == (neutral[i] && each[i] != RMSP_ALL_EACH));
+        CHECK((strstr(names[i], "_each") != NULL) == (each[i] != RMSP_SAME));
     }
+}
+
+/* A rate of each element with decoupled decay needs the factor on the parameter, whatever the first rate is. */
+static void test_lr_variants_with_decay(void)
+{
+    rmsp_group group = {.decay = 0.5};
+    group.coef = (rmsp_coef){.grad_scale = 1, .clip_value = INFINITY, .bias_correction = 1, .shrink = 1, .lr_out = 1};
+    rmsp_group_refresh(&group);
+    CHECK(group.variant == RMSP_VARIANT_plain_neutral);
+    CHECK(rmsp_lr_variant(&group) == RMSP_VARIANT_plain_lr_each);
+    group.decay = 0;
+    CHECK(rmsp_lr_variant(&group) == RMSP_VARIANT_plain_lr_each_neutral);
 }
 
 /* Each coefficient that the neutral variants leave out makes a variant general. */
@@ -83,6 +103,7 @@ int main(void)
     test_table();
     test_coefficients();
     test_variants();
+    test_lr_variants_with_decay();
     test_neutral();
     test_reasons();
     return 0;

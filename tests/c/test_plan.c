@@ -21,6 +21,7 @@ static sample *random_sample(size_t most_leaves, size_t most_elements, int accum
         set_leaf(s, i, param, (uint32_t)below(group_count), (int)below(2));
     }
     finish_sample(s);
+    set_random_rates(s);
     for (size_t i = 0; i < leaf_count; i++) {
         for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT; k++) {
             const rmsp_array a = state_of(s, i, k);

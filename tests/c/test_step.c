@@ -42,6 +42,7 @@ static void test_nonfinite(void)
         s->plan.rules.averages = 1;
         s->plan.rules.accumulate = round < 6 ? 1 : 3;
         finish_sample(s);
+        set_random_rates(s);
         give_grads(s);
         set_real(&s->grads[2]->a, 4999, bad[round % 3]);
         set_real(&s->grads[2]->a, 4100, bad[round % 3]);

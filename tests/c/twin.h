@@ -10,6 +10,7 @@
 typedef struct twin_leaf {
     double *array[RMSP_ARRAY_COUNT];
     unsigned char *has_grad; /* each element */
+    double *lr;              /* each element's own, or NULL */
     size_t n;
 } twin_leaf;
 
@@ -31,6 +32,14 @@ static inline twin *new_twin(const sample *s)
         twin_leaf *const leaf = &t->leaves[i];
         leaf->n = s->plan.slots[i].n;
         leaf->has_grad = allocate(leaf->n, 1);
+        if (s->rates[i] != NULL) {
+            const rmsp_array square_avg = state_of(s, i, RMSP_SQUARE_AVG);
+            leaf->lr = allocate(leaf->n, sizeof(double));
+            for (size_t e = 0; e < leaf->n; e++) {
+                const ptrdiff_t place = (char *)place_of(&square_avg, e) - (char *)square_avg.data;
+                leaf->lr[e] = s->rates[i][(size_t)place / size_of_real(square_avg.type) / s->plan.extras[i].lr_run];
+            }
+        }
         for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
             const rmsp_array a = k == RMSP_PARAM ? s->params[i]->a : state_of(s, i, k);
             leaf->array[k] = allocate(leaf->n, sizeof(double));
@@ -46,6 +55,7 @@ static inline void free_twin(twin *t)
     for (size_t i = 0; i < t->leaf_count; i++) {
         for (int k = 0; k < RMSP_ARRAY_COUNT; k++) free(t->leaves[i].array[k]);
         free(t->leaves[i].has_grad);
+        free(t->leaves[i].lr);
     }
     free(t->leaves);
     free(t->seen);
@@ -146,10 +156,12 @@ static inline void twin_step(twin *t, const rmsp_plan *plan, const double *clips
     for (size_t i = 0; i < t->leaf_count; i++) {
         twin_leaf *const leaf = &t->leaves[i];
         const uint32_t dtype = plan->leaves[i].dtype;
-        const rmsp_group *const group = &plan->groups[plan->leaves[i].group];
+        rmsp_group changed = plan->groups[plan->leaves[i].group];
+        const rmsp_group *const group = &changed;
         for (size_t e = 0; e < leaf->n; e++) {
             double *x[RMSP_STEP_ARRAYS];
             if (!leaf->has_grad[e]) continue;
+            if (leaf->lr != NULL) rmsp_group_set_rate(&changed, leaf->lr[e]);
             for (int k = 0; k < RMSP_STEP_ARRAYS; k++) x[k] = &leaf->array[k][e];
             (dtype == RMSP_F32 ? float_step : double_step)(group, clips == NULL ? 1 : clips[i], x);
             if (!plan->rules.averages) continue;
