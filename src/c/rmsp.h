@@ -22,6 +22,16 @@
 
 #include "rmsp_dtype.h"
 
+/* Brings the cache line of an address nearer, which need not be one of memory. */
+static inline void rmsp_prefetch(const void *address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    (void)address;
+#endif
+}
+
 typedef enum { RMSP_MOMENTUM_NONE, RMSP_MOMENTUM_CLASSIC, RMSP_MOMENTUM_NESTEROV } rmsp_momentum;
 
 /* Which hyper-parameters change from element to element, and are read from arrays like the others (rmsp_numbers): none;

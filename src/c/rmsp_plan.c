@@ -307,6 +307,10 @@ static inline int is_by_spans(const rmsp_leaf *leaf, rmsp_op op)
     return leaf->extra != NULL && (op != RMSP_STEP || leaf->extra->ema != NULL);
 }
 
+/* Leaves whose data is brought into the caches before they are stepped: parameters and gradients, which may lie
+ * anywhere; the state's small arrays follow each other, as the processor expects. */
+#define AHEAD 4
+
 /* The spans that start at elements [begin, end) of all elements with a gradient. */
 static void run_share(const run_context *run, size_t begin, size_t end)
 {
@@ -320,6 +324,10 @@ static void run_share(const run_context *run, size_t begin, size_t end)
         check_leaf(plan, leaf, run->op);
         const int is_one_piece =
             leaf->extra == NULL || (n <= RMSP_SPAN && rows == 1 && leaf->extra->rows.index == NULL);
+        if (i + AHEAD < plan->leaf_count) {
+            rmsp_prefetch(plan->leaves[i + AHEAD].array[RMSP_PARAM]);
+            rmsp_prefetch(plan->leaves[i + AHEAD].array[RMSP_GRAD]);
+        }
         if (is_one_piece && begin <= first && n <= end - first) { /* the usual leaf, whole */
             run_span(run, leaf, 0, 0, n);
             first += n;

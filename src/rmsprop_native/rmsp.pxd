@@ -20,6 +20,8 @@ cdef extern from "rmsp_atomic.h" nogil:
 
 
 cdef extern from "rmsp.h" nogil:
+    void rmsp_prefetch(const void *address) noexcept
+
     ctypedef enum rmsp_momentum:
         RMSP_MOMENTUM_NONE
         RMSP_MOMENTUM_CLASSIC

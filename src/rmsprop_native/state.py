@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmsprop_native._core import Claim
-from rmsprop_native._plan import Plan, as_arrays
+from rmsprop_native._plan import Plan, PlanOwner, as_arrays
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.options import Options, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves, rates_of_leaf
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from rmsprop_native.overrides import LeafOptions, Rates
 
-__all__ = ["State", "init", "set_numbers"]
+__all__ = ["State", "init", "step_with_new_numbers"]
 
 
-class State:
+class State(PlanOwner):
     """What RMSProp remembers between steps; made by `init`.
 
     Attributes
@@ -62,7 +62,6 @@ class State:
         "_leaf_rates",
         "_options",
         "_overrides",
-        "_plan",
         "_structure",
     )
 
@@ -74,7 +73,6 @@ class State:
     _leaf_rates: list[Rates | None]
     _options: Options
     _overrides: dict[str, dict[str, Any]]
-    _plan: Plan
     _structure: Tree
 
     def __init__(self) -> None:
@@ -212,7 +210,7 @@ class State:
     def _copy(self) -> Self:
         """`copy` for a caller that has the claim."""
         new = type(self).__new__(type(self))
-        for name in self.__slots__:
+        for name in State.__slots__:
             setattr(new, name, getattr(self, name))
         new._claim = self._claim.copy()
         new._plan = self._plan.copy(new._claim)
@@ -236,7 +234,7 @@ class State:
     def __setstate__(self, saved: dict[str, Any]) -> None:
         with getattr(self, "_claim", nullcontext()):  # a state that is new has none
             made = self._of_saved(saved)
-            for name in State.__slots__:
+            for name in (*State.__slots__, "_plan"):
                 setattr(self, name, getattr(made, name))
 
     @classmethod
@@ -317,34 +315,34 @@ def _rates_of_leaves(
     return made
 
 
-def set_numbers(state: State, lr: object, grad_scale: object) -> None:
-    """Give the plan of `state` the coefficients of its next step; the caller has the claim.
+def step_with_new_numbers(params: Any, grads: Any, state: State, lr: object, grad_scale: object) -> None:
+    """Give the plan of `state` the coefficients of its next step, and take it.
 
     The plan asks for it at its first step, after a change of options, and where a number of a call is no float or so
     large that it must be checked.
 
     Parameters
     ----------
-    state : State
-        The state.
-    lr : float or None
-        In place of the state's, for leaves that have none of their own.
-    grad_scale : float
-        Factor on the gradients.
+    params, grads, state, lr, grad_scale
+        As for `update_`.
 
     Raises
     ------
-    TypeError, ValueError
-        If a number is refused; what a schedule raises passes through.
+    Exception
+        As `update_`; what a schedule raises passes through.
     """
-    rate = None if lr is None else check_lr(lr)
-    scale = check_number("grad_scale", grad_scale)
-    rates = _rates(state._groups, state._dtypes, rate, scale, state.step)
-    formed = [group_of(leaf.options, 0.0, 1.0) for leaf in state._groups]
-    lrs = [leaf.options.lr for leaf in state._groups]
-    own_lrs = [leaf.own_lr for leaf in state._groups]
-    state._plan.set_numbers(formed, lrs, own_lrs, state._leaf_groups, state._leaf_rates, state._options, state._largest)
-    state._plan.set_call_numbers(rates, scale, rate)
+    with state._claim:  # schedules run Python code; no other step may come between
+        rate = None if lr is None else check_lr(lr)
+        scale = check_number("grad_scale", grad_scale)
+        rates = _rates(state._groups, state._dtypes, rate, scale, state.step)
+        formed = [group_of(leaf.options, 0.0, 1.0) for leaf in state._groups]
+        lrs = [leaf.options.lr for leaf in state._groups]
+        own_lrs = [leaf.own_lr for leaf in state._groups]
+        state._plan.set_numbers(
+            formed, lrs, own_lrs, state._leaf_groups, state._leaf_rates, state._options, state._largest
+        )
+        state._plan.set_call_numbers(rates, scale, rate)
+        state._plan.step_claimed(params, grads)
 
 
 def _fill(
