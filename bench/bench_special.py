@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import QUICK, THREADS
 from threadpoolctl import threadpool_limits
+from timing import after
 
 import rmsprop_native as rms
 
@@ -36,25 +37,13 @@ def test_subnormal(interleave, rng):
 
 
 @pytest.mark.parametrize("n", [2**12, 2**16, 2**18])
-def test_cold(benchmark, rng, n):
+def test_cold(take_turns, rng, n):
     """Nothing of the arrays in any cache, against everything: each call timed alone."""
     param, grad = (rng.standard_normal(n).astype("float32") for _ in range(2))
     state = rms.init(param)
-    flush = np.ones(2**26, np.uint8)
-    times = {"warm": [], "cold": []}
-
-    def one_round():
-        for name, values in times.items():
-            rms.update_(param, grad, state)
-            if name == "cold":
-                flush[...] += 1
-            start = time.perf_counter()
-            rms.update_(param, grad, state)
-            values.append(time.perf_counter() - start)
-
-    benchmark.pedantic(one_round, rounds=15 if QUICK else 41)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    benchmark.extra_info.update(kind="cold", n=n, threads=THREADS, medians=medians)
+    other = np.ones(2**26, np.uint8)
+    step, flush = partial(rms.update_, param, grad, state), partial(np.add, other, 1, out=other)
+    take_turns({"warm": after(step, step), "cold": after(flush, step)}, kind="cold", n=n, rounds=9)
 
 
 def test_misaligned(interleave, rng):

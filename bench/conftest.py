@@ -18,7 +18,6 @@ import time
 
 THREADS = int(os.environ.get("RMSP_BENCH_THREADS", "1"))
 QUICK = os.environ.get("RMSP_BENCH_QUICK") == "1"
-WARM_UP = 5e-4  # seconds
 PLACES = 5  # in memory, for arrays that a cache holds
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
@@ -33,52 +32,40 @@ import rmsprop_native as rms
 sys.path.insert(0, os.path.dirname(__file__))
 rms.set_num_threads(THREADS)
 
+from timing import hot
+
+# glibc maps an array of more than 128 KiB anew, page by page, until a larger one has been freed (up to 32 MiB): without
+# this, how long new arrays and NumPy's temporaries take would depend on what was measured before.
+np.empty(31 * 2**20, np.uint8)
+
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
 
 
-def warm_up(call):
-    """Call for half a millisecond, until caches are filled and threads awake; seconds a call."""
-    count, start, now = 0, time.perf_counter(), 0.0
-    while now < start + WARM_UP:
-        call()
-        count, now = count + 1, time.perf_counter()
-    return (now - start) / count
-
-
 @pytest.fixture
-def interleave(benchmark):
+def take_turns(benchmark):
     """Measure contenders in interleaved rounds: seconds a call in each round; their medians are saved in the JSON.
 
     More than one set of the same contenders is for arrays at other places in memory, taken in turn: which sets of the
     cache they share is random.
     """
 
-    def run(*places, rounds=None, seconds=2e-3, **info):
+    def run(*places, rounds=None, **info):
         rounds = rounds or (9 if QUICK else 25)
         rounds = -(-rounds // len(places)) * len(places)
-        numbers = {}
-        for name, call in places[0].items():
-            call()
-            numbers[name] = max(1, int(seconds / warm_up(call)))
-        times = {name: [] for name in numbers}
-        turns = itertools.cycle(places)
+        times = {name: [] for name in places[0]}
+        sets = itertools.cycle(places)
         order = random.Random(7)
 
         def one_round():
             """Each contender once, after another one in each round: what that leaves in the caches is random too."""
-            calls = list(next(turns).items())
-            for name, call in order.sample(calls, len(calls)):
+            turns = list(next(sets).items())
+            for name, turn in order.sample(turns, len(turns)):
                 if THREADS > 1:
                     time.sleep(0.01)  # the threads of the one before stop spinning
-                warm_up(call)
-                repeats = range(numbers[name])
-                start = time.perf_counter()
-                for _ in repeats:
-                    call()
-                times[name].append((time.perf_counter() - start) / numbers[name])
+                times[name].append(turn())
 
         benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=1)
         times = {name: values[1:] for name, values in times.items()}
@@ -89,9 +76,19 @@ def interleave(benchmark):
     return run
 
 
+@pytest.fixture
+def interleave(take_turns):
+    """Measure calls by turns of calls in a row, of about `seconds` each."""
+
+    def run(*places, seconds=2e-3, **info):
+        return take_turns(*[{name: hot(call, seconds) for name, call in calls.items()} for calls in places], **info)
+
+    return run
+
+
 def pytest_collection_modifyitems(items):
     """Small arrays first: the heap gives them neighbouring places, which later work scatters."""
-    items.sort(key=lambda item: not any(word in item.name for word in ("many", "lone", "trees", "options")))
+    items.sort(key=lambda item: not any(word in item.name for word in ("many", "trees")))
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

@@ -20,6 +20,8 @@ X86_WIDTHS = {
     "avx512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"],
 }
 UNROLLS = (1, 2, 4)
+ELEMENTS_A_CALL = 2**21  # 100 us and more, of which the call takes less than 1 %
+DIVIDER_REPEATS = 2000
 CTYPES = {"f32": ctypes.c_float, "f64": ctypes.c_double}
 
 
@@ -40,26 +42,36 @@ def libraries(isas: tuple[str, ...]) -> dict[str, ctypes.CDLL]:
 
 def streams(
     library: ctypes.CDLL, kind: str, unroll: int, threads: int, dtype: str, arrays: list[np.ndarray[Any, Any]]
-) -> Callable[[], Any]:
-    """Move the streams of a step over `arrays` (param, grad, square_avg and at most one buffer more): k1 or k3."""
+) -> tuple[Callable[[], Any], float]:
+    """Move the streams of a step over `arrays` (param, grad, square_avg and at most one buffer more): k1 or k3.
+
+    Returns the call, and how many steps' work it does.
+    """
     number = CTYPES[dtype]
+    size = arrays[0].size
+    repeats = max(1, ELEMENTS_A_CALL // size)
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays] + [None] * (4 - len(arrays))
     arguments = (
         ctypes.c_int({"k1": 0, "k3": 1}[kind]),
         ctypes.c_int(UNROLLS.index(unroll)),
         ctypes.c_int(threads),
-        ctypes.c_ssize_t(arrays[0].size),
+        ctypes.c_ssize_t(repeats),
+        ctypes.c_ssize_t(size),
         *pointers,
         number(0),
         number(1),
     )
     function = getattr(library, f"streams_{dtype}")
-    return lambda: function(*arguments)
+    return (lambda: function(*arguments)), repeats
 
 
-def divider(library: ctypes.CDLL, dtype: str, repeats: int) -> tuple[Callable[[], Any], int]:
-    """One square root and one division an element; returns also how many elements a call takes."""
+def divider(library: ctypes.CDLL, dtype: str, threads: int, size: int) -> tuple[Callable[[], Any], float]:
+    """One square root and one division an element, as if `threads` dividers shared a step over `size` elements.
+
+    Returns the call, and how many steps' work it does.
+    """
     function = getattr(library, f"divider_{dtype}")
     function.restype = CTYPES[dtype]
-    arguments = ctypes.c_ssize_t(repeats), CTYPES[dtype](0.5)
-    return (lambda: function(*arguments)), repeats * 512 // {"f32": 4, "f64": 8}[dtype]
+    arguments = ctypes.c_ssize_t(DIVIDER_REPEATS), CTYPES[dtype](0.5)
+    elements = DIVIDER_REPEATS * 512 // {"f32": 4, "f64": 8}[dtype]
+    return (lambda: function(*arguments)), elements * threads / size
