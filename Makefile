@@ -48,20 +48,25 @@ sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(SANITIZED)/addr
 	$(call PYTEST_WITH,address) $(UNOPTIMISED) $(QUICK)
 	$(call PYTEST_WITH,thread) -m threads
 
-# One core, then two; each family of peers in a process of its own; report.py merges the saved JSON.
+# The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a
+# process of its own; report.py joins the saved JSON.
 FAMILIES = numpy numexpr numba torch optax
 bench-quick: FAMILIES = numpy numba torch optax
+bench-quick: export RMSP_BENCH_QUICK = 1
 BENCH = $(BIN)/python -m pytest -q -W ignore -o python_files='bench_*.py' --benchmark-disable-gc --benchmark-columns=rounds
-bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## measure: limits, peers, overhead; make bench-quick in 3 minutes
-	rm -rf build/bench/$@ && mkdir -p build/bench/$@
+SAVED = build/bench/$@
+bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## measure: limits, peers, small steps; make bench-quick in 4 minutes
+	rm -rf $(SAVED) && mkdir -p $(SAVED)
+	$(BIN)/python bench/baseline.py
+	RMSP_BENCH_THREADS=1 $(BENCH) bench/bench_versions.py --benchmark-json=$(SAVED)/1-versions.json
 	for threads in 1 2; do \
-	  export RMSP_BENCH_THREADS=$$threads $(if $(filter bench-quick,$@),RMSP_BENCH_QUICK=1); \
+	  export RMSP_BENCH_THREADS=$$threads; \
 	  for family in $(FAMILIES); do \
-	    RMSP_BENCH_FAMILY=$$family $(BENCH) bench/bench_peers.py --benchmark-json=build/bench/$@/$$threads-$$family.json || exit 1; \
+	    RMSP_BENCH_FAMILY=$$family $(BENCH) bench/bench_peers.py --benchmark-json=$(SAVED)/$$threads-$$family.json || exit 1; \
 	  done; \
-	  $(BENCH) bench/bench_overhead.py bench/bench_limits.py bench/bench_special.py --benchmark-json=build/bench/$@/$$threads-ours.json || exit 1; \
+	  $(BENCH) bench/bench_overhead.py bench/bench_limits.py bench/bench_special.py --benchmark-json=$(SAVED)/$$threads-ours.json || exit 1; \
 	done
-	$(BIN)/python bench/report.py $$(ls build/bench/$@/*-numpy.json) $$(ls build/bench/$@/*.json | grep -v numpy) $(if $(filter bench,$@),--page docs/performance.md)
+	$(BIN)/python bench/report.py $(SAVED)/*.json $(if $(filter bench,$@),--page docs/performance.md)
 
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)
