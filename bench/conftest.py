@@ -34,10 +34,6 @@ rms.set_num_threads(THREADS)
 
 from timing import hot
 
-# glibc maps an array of more than 128 KiB anew, page by page, until a larger one has been freed (up to 32 MiB): without
-# this, how long new arrays and NumPy's temporaries take would depend on what was measured before.
-np.empty(31 * 2**20, np.uint8)
-
 
 @pytest.fixture
 def rng():

@@ -98,8 +98,8 @@ def throughput(runs: Runs, caption: str, path: Path) -> None:
             axes.annotate(f"update_, {threads_of(threads)}", (2**21.6, y), color=THREADS[threads], va="center")
         for n in (2**16, 2**24):
             known = sorted((line[n]["ours"], threads) for threads, line in lines.items() if n in line)
-            for (ours, threads), offset in zip(known, (6, -9), strict=False):  # the faster one above its point
-                text, at = f"{lines[threads][n]['limit'] / ours:.2f}", ((n, n / ours / 1e9), (0, offset))
+            for (time, threads), offset in zip(known, (6, -9), strict=False):  # the faster one above its point
+                text, at = f"{lines[threads][n]['limit'] / time:.2f}", ((n, n / time / 1e9), (0, offset))
                 words = {"textcoords": "offset points", "ha": "center", "va": "center", "color": THREADS[threads]}
                 axes.annotate(text, *at, **words)
         ticks = [2**k for k in (8, 12, 16, 20, 24)]
@@ -243,9 +243,10 @@ def hot_and_cold(axes: Any, runs: Runs) -> None:
     row_labels(axes, labels, (10, 1e5), 0.68)
     axes.set_xticks(list(DECADES), list(DECADES.values()))
     axes.minorticks_off()
-    axes.set_title(
-        "Time of an array: hot (filled), after a backward pass (open;\nin numbers: its ns, and over that of update_)\n"
+    title = (
+        "Time of an array: hot (filled), after a backward pass (open);\nnumbers: after that pass, and over update_\n"
     )
+    axes.set_title(title)
 
 
 def calls(axes: Any, runs: Runs) -> None:

@@ -203,7 +203,7 @@ PEERS: dict[str, Callable[[Arrays, Arrays, Arrays, int], Call]] = {
 
 
 def numpy_with_rates(param: NDArray[Any], grad: NDArray[Any], square: NDArray[Any], lr: NDArray[Any]) -> Call:
-    """As people write it, with rates that are rounded first: in float64 it takes several times as long."""
+    """As people write it, with rates that are rounded first: in float64 it takes longer."""
     squares = [square]
 
     def step() -> None:

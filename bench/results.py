@@ -99,7 +99,8 @@ def case_of(run: Run) -> str:
     """The words for a run against peers."""
     if run["kind"] == "resnet50":
         return f"ResNet-50 {run['dtype']}"
-    return f"{run['count']} x {run['n']} {run['dtype']}" if run.get("count") else f"{run['n']} {run['dtype']}"
+    count = f"{run['count']} x " if run.get("count") else ""
+    return f"{count}{size_of(run['n'])} {run['dtype']}"
 
 
 def threads_of(count: int) -> str:

@@ -36,7 +36,11 @@ def duration(what: str, times: dict[str, float], name: str, most: float, unit: s
     """A row of a time, which a slower machine makes longer; `most` is in the unit."""
     value, old = times[name] * scale, times.get(before(name))
     met = "yes" if value <= most else f"within {SLOWER_DAY - 1:.0%}" if value <= most * SLOWER_DAY else "**no**"
-    return Row(what, f"<= {most} {unit}", f"{value:.3g} {unit}", f"{old * scale:.3g} {unit}" if old else "-", met)
+
+    def shown(number: float) -> str:
+        return f"{number:.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+
+    return Row(what, f"<= {most} {unit}", shown(value), shown(old * scale) if old else "-", met)
 
 
 def over(times: dict[str, float], name: str, base: str = "ours") -> float | None:
