@@ -43,7 +43,7 @@ def test_cold(take_turns, rng, n):
     state = rms.init(param)
     other = np.ones(2**26, np.uint8)
     step, flush = partial(rms.update_, param, grad, state), partial(np.add, other, 1, out=other)
-    take_turns({"warm": after(step, step), "cold": after(flush, step)}, kind="cold", n=n, rounds=9)
+    take_turns({"warm": after(step, step), "cold": after(flush, step)}, kind="cold", n=n, rounds=15 if QUICK else 41)
 
 
 def test_misaligned(interleave, rng):

@@ -1,4 +1,4 @@
-"""Small steps beside those of an earlier version, hot and after a backward pass: two processes that take turns."""
+"""Small steps beside an earlier version and peers, hot and after a backward pass: processes that take turns."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import baseline
 import pytest
-from child import HOT, HOT_AND_COLD
+from child import AFTER_A_PASS, CASES
 from conftest import QUICK, THREADS
 
 pytestmark = pytest.mark.skipif(THREADS != 1, reason="small work stays on one thread")
 
 CHILD = Path(__file__).parent / "child.py"
 PEERS = ("numpy", "numba", "torch", "torch foreach", "torch fused adagrad")
-PAIRS = 3
+SETS = 3
 # What a case is for the report: "ours" is the step that other benchmarks of the same arrays name so too.
-CASES = {
+CASE_OF = {
     "1 x 4": {"count": 1, "n": 4},
     "100 x 64": {"count": 100, "n": 64},
     "in order": {"count": 1000, "n": 64},
@@ -31,7 +31,7 @@ CASES = {
 
 
 class Version:
-    """A process with one version of the package, which works only while it is asked."""
+    """A process with one version of the package, or with peers, which works only while it is asked."""
 
     def __init__(self, case, seed, *peers, path=None):
         environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
@@ -69,29 +69,26 @@ def name_of(version, contender):
     return f"{version} {contender}".strip()
 
 
-def versions_of(case, seed, *names):
-    """A process with our version, in which the peers run too, and one with the earlier version, if that was built."""
-    versions = {"": Version(case, seed, *names)}
+def turns_of(case, seed):
+    """The processes of a case and the turns of their contenders: ours, the earlier version if it was built, peers."""
+    versions = {"": Version(case, seed)}
     if not baseline.missing():
         versions[baseline.COMMIT] = Version(case, seed, path=baseline.SITE)
-    return versions
+    turns = {name_of(which, name): partial(v.turn, name) for which, v in versions.items() for name in v.contenders}
+    others = Version(case, seed, *PEERS) if case != "nested dict" else None  # which peers do not take
+    turns |= {name: partial(others.turn, name) for name in others.contenders} if others else {}
+    return [*versions.values(), *([others] if others else [])], turns
 
 
-@pytest.mark.parametrize("case", HOT | HOT_AND_COLD)
+@pytest.mark.parametrize("case", CASES)
 def test_versions(take_turns, case):
-    """Each case in some pairs of processes, since what the heap and the pages of one happen to be changes the times."""
-    if case in HOT_AND_COLD:
+    """Each case in some sets of processes, since what the heap and the pages of one happen to be changes the times."""
+    cold = case in AFTER_A_PASS
+    if cold:
         pytest.importorskip("torch")
-    pairs = [versions_of(case, seed, *PEERS) for seed in range(1 if QUICK else PAIRS)]
-    places = [
-        {
-            name_of(prefix, name): partial(version.turn, name)
-            for prefix, version in versions.items()
-            for name in version.contenders
-        }
-        for versions in pairs
-    ]
-    rounds = 5 if QUICK else 15 if case in HOT_AND_COLD else 24
-    take_turns(*places, rounds=rounds, kind="versions", dtype="f32", missing_baseline=baseline.missing(), **CASES[case])
-    for version in (version for versions in pairs for version in versions.values()):
-        version.end()
+    sets = [turns_of(case, seed) for seed in range(1 if QUICK else SETS)]
+    rounds = (15 if QUICK else 60) if cold else 5 if QUICK else 24
+    info = CASE_OF[case] | {"dtype": "f32", "missing_baseline": baseline.missing()}
+    take_turns(*(turns for _, turns in sets), rounds=rounds, kind="versions", **info)
+    for process in (process for processes, _ in sets for process in processes):
+        process.end()

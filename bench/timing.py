@@ -1,8 +1,7 @@
-"""How one contender is timed in one turn: hot, in a loop of calls, or each call alone, after other work."""
+"""How one contender is timed in one turn: hot, in a loop of calls, or one call after other work."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,6 @@ Call = Callable[[], Any]
 Turn = Callable[[], float]  # seconds a call
 
 WARM_UP = 5e-4  # seconds
-CALLS_A_TURN = 5
 
 
 def warm_up(call: Call) -> float:
@@ -39,17 +37,17 @@ def hot(call: Call, seconds: float = 2e-3) -> Turn:
 
 
 def after(work: Call, call: Call) -> Turn:
-    """A turn of single calls, each after `work`: their median, in which the timer's 50 ns are contained."""
+    """A turn of one call after `work`, which contains the timer's 50 ns.
+
+    One, since the caches learn from calls that return after the same work: a turn of several would have no one state.
+    """
     clock = time.perf_counter
 
     def turn() -> float:
-        times = []
-        for _ in range(CALLS_A_TURN + 1):
-            work()
-            clock()  # so that the timer's own code is in the cache
-            start = clock()
-            call()
-            times.append(clock() - start)
-        return statistics.median(times[1:])
+        work()
+        clock()  # so that the timer's own code is in the cache
+        start = clock()
+        call()
+        return clock() - start
 
     return turn
