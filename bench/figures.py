@@ -217,14 +217,14 @@ def hot_and_cold(axes: Any, runs: Runs) -> None:
         ("1000 x 64, nested dict", {"count": 1000, "layout": "nested dict"}),
         ("one array of 64", {"count": None, "n": 64}),
     )
-    y, labels = 0.0, {}
+    y, labels, highest = 0.0, {}, 1e5
     for title, case in cases:
         run = find(runs, kind="versions", **case)
         if run is None:
             continue
         times: Times = run["medians"]
         count = run.get("count") or 1
-        heads = ("ns", "ratio") if y == 0 else ("", "")
+        heads = ("time", "ratio") if y == 0 else ("", "")
         axes.annotate(title, (0, y), xycoords=("axes fraction", "data"), va="center", weight="bold")
         for name in ("ours", COMMIT, *COUNTED):
             if cold(name) not in times:
@@ -232,15 +232,22 @@ def hot_and_cold(axes: Any, runs: Runs) -> None:
             y += 1
             labels[y] = f"update_ at {COMMIT}" if name == COMMIT else name_of(name)
             ends = [times[key] / count * 1e9 for key in (name, cold(name))]
+            highest = max(highest, 1.3 * ends[1])
             axes.plot(ends, [y, y], color=COLORS[name], linewidth=1)
             axes.plot(ends[0], y, "o", color=COLORS[name])
             axes.plot(ends[1], y, "o", markerfacecolor="white", color=COLORS[name])
-            column(axes, 0.82, heads[0], {y: f"{ends[1]:.0f}"}, COLORS[name])
+            column(
+                axes,
+                0.82,
+                heads[0],
+                {y: f"{ends[1]:.0f} ns" if ends[1] < 1000 else f"{ends[1] / 1000:.3g} µs"},
+                COLORS[name],
+            )
             column(axes, 1, heads[1], {y: short(times[cold(name)] / times[cold("ours")])}, COLORS[name])
             heads = ("", "")
         y += 1.6
     axes.set(ylim=(y - 0.8, -0.8))
-    row_labels(axes, labels, (10, 1e5), 0.68)
+    row_labels(axes, labels, (10, highest), 0.66)
     axes.set_xticks(list(DECADES), list(DECADES.values()))
     axes.minorticks_off()
     title = (
@@ -276,7 +283,7 @@ def rates(axes: Any, runs: Runs) -> None:
     for run in (run for run in runs if run["kind"] == "rates"):
         times = run["medians"]
         values = {name: times[name] / times["ours"] for name in ("numba", "numpy") if name in times}
-        rows.append((f"{run['rates']}, n = {run['n']}".removeprefix("a ").removeprefix("an "), values))
+        rows.append((f"{run['rates']}, n = {run['n']}", values))
     if not rows:
         return
     lowest = min(min(values.values()) for _, values in rows)

@@ -91,7 +91,7 @@ def rates(runs: Runs) -> str:
     names = ("numba", "numpy")
     found = [run for run in runs if run["kind"] == "rates"]
     rows = [
-        [f"a rate {run['rates']}", f"1000 x {run['n']}", time(run["medians"], "ours")]
+        [f"a rate per {run['rates']}", f"1000 x {run['n']}", time(run["medians"], "ours")]
         + [over(run["medians"], name) for name in names]
         for run in found
     ]

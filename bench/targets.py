@@ -88,7 +88,7 @@ def of_new_arrays(runs: Runs) -> Iterator[Row]:
 def of_rates(runs: Runs) -> Iterator[Row]:
     """Learning rates in arrays, by the ufunc."""
     for run in (run for run in runs if run["kind"] == "rates"):
-        what = f"a rate {run['rates']}, 1000 x {run['n']} f32"
+        what = f"learning rate per {run['rates']}, 1000 x {run['n']} f32"
         speed = 0.9 if run["n"] == 50 else 0.95
         yield ratio(what, f">= {speed} of numba's speed", over(run["medians"], "numba"), least=speed)
         yield ratio(what, ">= 3x numpy", over(run["medians"], "numpy"), least=3)
