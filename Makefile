@@ -9,7 +9,7 @@ PY_FILES := src tests examples bench
 
 .PHONY: help demo test test-c test-peers sanitize sanitize-quick bench bench-quick lint format wheel clean
 help: ## these lines
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
 demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten digits
 	$(BIN)/python examples/digits.py
