@@ -107,6 +107,7 @@ def test_number_of_threads():
     assert 1 <= before <= _core.MAX_THREADS
     _core.set_num_threads(0)
     assert _core.num_threads() == before
+    assert [_core.set_num_threads(n) for n in (3, 5, 0)] == [0, 3, 5]  # what was allowed before
 
 
 def test_use_isa_says_whether_there_is_one():

@@ -499,10 +499,11 @@ void rmsp_set_grain(size_t bytes);
 
 /* The threads that large work may use: the limit if one is set, not 0, else what OpenMP gives now (OMP_NUM_THREADS,
  * threadpoolctl), or 1 without OpenMP. 1 where the system has no POSIX threads. Of these, no more run than the caller's
- * affinity mask has cores. Until rmsp_threads_init, called once before the process forks, the caller works alone. */
+ * affinity mask has cores. Until rmsp_threads_init, called once before the process forks, the caller works alone.
+ * rmsp_set_thread_limit returns the limit before, so that it can be put back. */
 void rmsp_threads_init(void);
 int rmsp_thread_count(void);
-void rmsp_set_thread_limit(int limit);
+int rmsp_set_thread_limit(int limit);
 int rmsp_has_threads(void);
 #define RMSP_MAX_THREADS 4096
 

@@ -33,7 +33,12 @@
 
 static int thread_limit;
 
-void rmsp_set_thread_limit(int limit) { rmsp_store_int(&thread_limit, limit); }
+int rmsp_set_thread_limit(int limit)
+{
+    int before = rmsp_load_int(&thread_limit);
+    rmsp_store_int(&thread_limit, limit);
+    return before;
+}
 
 #ifndef RMSP_HAVE_PTHREADS
 

@@ -167,8 +167,8 @@ def num_threads():
 
 
 def set_num_threads(int n):
-    """Allow `n` threads, or with 0 as many as OpenMP gives."""
-    c.rmsp_set_thread_limit(n)
+    """Allow `n` threads, or with 0 as many as OpenMP gives; returns the number allowed before."""
+    return c.rmsp_set_thread_limit(n)
 
 
 def has_threads():

@@ -218,7 +218,7 @@ cdef extern from "rmsp.h" nogil:
     const size_t RMSP_SPAN
     void rmsp_threads_init() noexcept
     int rmsp_thread_count() noexcept
-    void rmsp_set_thread_limit(int limit) noexcept
+    int rmsp_set_thread_limit(int limit) noexcept
     int rmsp_has_threads() noexcept
     const int RMSP_MAX_THREADS
 
