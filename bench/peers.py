@@ -2,59 +2,20 @@
 
 A peer is made from lists of parameters, gradients and mean squares, those that ours works on too, and is a call without
 arguments. It works on this memory where it can; NumPy as written makes new mean squares at each step, and optax holds
-all arrays of its own. What is not installed raises ImportError, which the benchmarks show as skipped.
+all arrays of its own. What is not installed raises ImportError, which the benchmarks show as skipped. The peers that
+`rms.bench` measures too are in rmsprop_native._bench.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from rmsprop_native._bench import EPS, LR, RHO, numba_step
+from rmsprop_native._bench import PEERS as SHARED
 
-Arrays = list[NDArray[Any]]
-Call = Callable[[], Any]
-
-LR, RHO, EPS = 1e-3, 0.9, 1e-8
-
-
-def numpy_written(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
-    """As people write it."""
-    squares = list(squares)
-
-    def step() -> None:
-        for i, (p, g) in enumerate(zip(params, grads, strict=True)):
-            squares[i] = RHO * squares[i] + (1 - RHO) * g**2
-            p -= LR * g / (np.sqrt(squares[i]) + EPS)
-
-    return step
-
-
-def numpy_out(params: Arrays, grads: Arrays, squares: Arrays, threads: int, block: int = 8192) -> Call:
-    """With out= everywhere, in blocks that stay in the cache."""
-    params, grads, squares = ([a.reshape(-1) for a in arrays] for arrays in (params, grads, squares))
-    room = np.empty(min(block, max(p.size for p in params)), params[0].dtype)
-    pieces = [
-        (p[i : i + block], g[i : i + block], v[i : i + block], room[: len(p[i : i + block])])
-        for p, g, v in zip(params, grads, squares, strict=True)
-        for i in range(0, p.size, block)
-    ]
-
-    def step() -> None:
-        for p, g, v, t in pieces:
-            np.multiply(g, 1 - RHO, out=t)
-            np.multiply(t, g, out=t)
-            np.multiply(v, RHO, out=v)
-            np.add(v, t, out=v)
-            np.sqrt(v, out=t)
-            np.add(t, EPS, out=t)
-            np.divide(g, t, out=t)
-            np.multiply(t, LR, out=t)
-            np.subtract(p, t, out=p)
-
-    return step
+if TYPE_CHECKING:
+    from rmsprop_native._bench import Arrays, Call, Peer
 
 
 def numexpr(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
@@ -70,65 +31,6 @@ def numexpr(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Cal
         for names in operands:
             ne.evaluate("rho * v + rest * g * g", names, out=names["v"])
             ne.evaluate("p - lr * g / (sqrt(v) + eps)", names, out=names["p"])
-
-    return step
-
-
-@cache
-def _numba(parallel: bool) -> Any:
-    import numba
-
-    @numba.njit(parallel=parallel, error_model="numpy")  # type: ignore[untyped-decorator]
-    def loop(p, g, v, rho, rest, lr, eps):  # type: ignore[no-untyped-def]
-        for i in numba.prange(p.size):
-            v[i] = rho * v[i] + rest * g[i] * g[i]
-            p[i] -= lr * g[i] / (np.sqrt(v[i]) + eps)
-
-    return loop
-
-
-def _numba_step(parallel: bool) -> Callable[[Arrays, Arrays, Arrays, int], Call]:
-    def make(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
-        loop = _numba(parallel)
-        number = params[0].dtype.type
-        numbers = number(RHO), number(1 - RHO), number(LR), number(EPS)
-        flat = ([a.reshape(-1) for a in arrays] for arrays in (params, grads, squares))
-        leaves = list(zip(*flat, strict=True))
-
-        def step() -> None:
-            for p, g, v in leaves:
-                loop(p, g, v, *numbers)
-
-        return step
-
-    return make
-
-
-def _torch(foreach: bool) -> Callable[[Arrays, Arrays, Arrays, int], Call]:
-    def make(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
-        import torch
-
-        torch.set_num_threads(threads)
-        leaves = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
-        optimizer = torch.optim.RMSprop(leaves, lr=LR, alpha=RHO, eps=EPS, foreach=foreach)
-        for leaf, g, v in zip(leaves, grads, squares, strict=True):
-            leaf.grad = torch.from_numpy(g)
-            optimizer.state[leaf] = {"step": torch.tensor(0.0), "square_avg": torch.from_numpy(v)}
-        return optimizer.step
-
-    return make
-
-
-def torch_fused_adagrad(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
-    """Not RMSProp, but the nearest fused kernel of torch: the same bytes, one root and one division an element."""
-    import torch
-
-    torch.set_num_threads(threads)
-    p, g, v = ([torch.from_numpy(a) for a in arrays] for arrays in (params, grads, squares))
-    steps = [torch.tensor(1.0) for _ in p]
-
-    def step() -> None:
-        torch._fused_adagrad_(p, g, v, steps, lr=LR, lr_decay=0.0, weight_decay=0.0, eps=EPS, maximize=False)
 
     return step
 
@@ -188,15 +90,9 @@ def optax(params: Arrays, grads: Arrays, squares: Arrays, threads: int) -> Call:
     return step
 
 
-PEERS: dict[str, Callable[[Arrays, Arrays, Arrays, int], Call]] = {
-    "numpy": numpy_written,
-    "numpy out=": numpy_out,
+PEERS: dict[str, Peer] = SHARED | {
     "numexpr": numexpr,
-    "numba": _numba_step(parallel=False),
-    "numba prange": _numba_step(parallel=True),
-    "torch": _torch(foreach=False),
-    "torch foreach": _torch(foreach=True),
-    "torch fused adagrad": torch_fused_adagrad,
+    "numba prange": numba_step(parallel=True),
     "torch.compile": torch_compile,
     "optax jit": optax,
 }

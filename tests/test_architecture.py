@@ -22,8 +22,8 @@ SOURCE = ROOT / "src"
 # Imports go strictly downwards. The levels from `reference` on import no compiled code; every module above may import
 # these.
 LEVELS = (
-    ("__init__",),
-    ("optimizer",),
+    ("__init__", "__main__"),
+    ("optimizer", "_bench"),
     ("functional", "ufuncs", "runtime"),
     ("_functional",),
     ("state",),
@@ -62,6 +62,7 @@ def imports(path):
 # Source files whose tests are in a file of another name, or that have none, each with the reason.
 TESTED_ELSEWHERE = {
     "__init__": ("architecture", "it only exports names"),
+    "__main__": ("bench", "the benchmark is what it is for"),
     "py": ("architecture", "py.typed is empty"),
     "rmsp": ("architecture", "rmsp.h and rmsp.pxd declare what the other files define"),
     "atomic": ("core", "the claim is what Python sees of it"),

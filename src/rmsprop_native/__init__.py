@@ -1,5 +1,6 @@
 """The RMSProp optimizer step for NumPy: fused, vectorised, the same to the bit everywhere."""
 
+from rmsprop_native._bench import bench
 from rmsprop_native.arrays import RowGrad
 from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
@@ -16,6 +17,7 @@ __all__ = [
     "RowGrad",
     "State",
     "__version__",
+    "bench",
     "init",
     "isa",
     "num_threads",

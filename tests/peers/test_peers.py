@@ -28,6 +28,7 @@ import pytest
 from tqdm import tqdm
 
 import rmsprop_native as rms
+from rmsprop_native import _bench
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with torch
 
@@ -433,6 +434,13 @@ def test_defaults_are_those_of_the_frameworks():
         for name, parameter in inspect.signature(function).parameters.items():
             if name in words and parameter.default is not inspect.Parameter.empty:
                 assert (getattr(options, words[name]) or 0) == (parameter.default or 0), (preset, name)
+
+
+def test_peers_of_the_benchmark_take_the_same_step():
+    """Torch's optimizer as `rms.bench` calls it, over memory of NumPy; the fused Adagrad runs, and is another rule."""
+    differences, missing = _bench.compare()
+    assert max(differences["torch"], differences["torch foreach"]) <= _bench.ULPS < differences[_bench.ADAGRAD]
+    assert set(missing) <= {"numba"}
 
 
 def test_example_beside_keras(tmp_path):

@@ -1,0 +1,33 @@
+"""The command line: `python -m rmsprop_native bench` and `python -m rmsprop_native config`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from rmsprop_native._bench import bench
+from rmsprop_native.runtime import show_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; what cannot be run ends the process with exit status 2, as argparse does."""
+    parser = argparse.ArgumentParser(prog="python -m rmsprop_native", description="The RMSProp step for NumPy.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("config", help="show what this installation is and how it runs")
+    timing = commands.add_parser("bench", help="measure the step here beside NumPy, and Numba and torch if installed")
+    timing.add_argument("--seconds", type=float, default=6.0, help="about how long to measure (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "config":
+        show_config()
+        return
+    try:
+        bench(arguments.seconds)
+    except ValueError as error:
+        timing.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
