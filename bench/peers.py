@@ -11,10 +11,16 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rmsprop_native._bench import EPS, LR, RHO, numba_step
 from rmsprop_native._bench import PEERS as SHARED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
     from rmsprop_native._bench import Arrays, Call, Peer
 
 

@@ -369,7 +369,7 @@ def table(timings: Sequence[Timing]) -> list[str]:
     cases = list(dict.fromkeys(timing.case for timing in timings))
     cells = {(timing.case, timing.peer): timing for timing in timings}
     above, below = zip(*map(_title, peers), strict=True)
-    rows = [["", "ours", *above], ["", "us", *below]]
+    rows = [["", "ours", *above], ["", "(us)", *below]]
     for case in cases:
         of_case = [cells[case, peer] for peer in peers]
         ratios = [_digits(timing.ratio) + ("<" if timing.lost else " ") for timing in of_case]
