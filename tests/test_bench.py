@@ -81,7 +81,7 @@ def test_rows_that_are_lost_are_shown():
     ]
     assert _bench.table(timings) == [
         "    ours  ours         torch fused",
-        "      us again  numpy      adagrad*",
+        "    (us) again  numpy      adagrad*",
         "one 2.00  0.50    125         0.90<",
         "two 1500  1.00   1.00         12.0",
     ]

@@ -99,10 +99,10 @@ static double NAME(sumsq)(const size_t n, const void *const x_, const double sca
             const double scaled = scale * (double)x[block + i + k];
             lane[k] += scaled * scaled;
         }
-        for (size_t half = RMSP_LANES / 2; half > 0; half /= 2) {
-            for (size_t k = 0; k < half; k++) lane[k] += lane[k + half];
-        }
-        total += lane[0];
+        double eight[8], four[4];
+        for (size_t k = 0; k < 8; k++) eight[k] = lane[k] + lane[k + 8];
+        for (size_t k = 0; k < 4; k++) four[k] = eight[k] + eight[k + 4];
+        total += (four[0] + four[2]) + (four[1] + four[3]);
     }
     return total;
 }

@@ -202,7 +202,7 @@ static inline void run_blocks(rmsp_op op, const rmsp_layout *layout, size_t size
     rmsp_strided_run(size, layout, start, count, (const void *const *)array, out, work, context);
 }
 
-/* An operation on elements [start, start + count) of row `row` of a leaf with extras. */
+/* An operation on elements [start, start + count) of row `row` of a leaf that has a layout, rows or rates. */
 static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
 {
     const rmsp_op op = run->op;
@@ -254,10 +254,18 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
     }
 }
 
-/* A step on elements of a leaf without extras. */
-static inline void run_plain(const run_context *run, const rmsp_leaf *leaf, size_t start, size_t count)
+/* Whether an operation finds all arrays it uses dense, and all elements alike. */
+static inline int is_plain(const rmsp_leaf *leaf, rmsp_op op)
 {
-    const rmsp_group *const group = &run->plan->groups[leaf->group];
+    const rmsp_extra *const extra = leaf->extra;
+    if (extra == NULL) return 1;
+    if (op == RMSP_SUMSQ) return extra->grad_order.ndim == 0;
+    return extra->layout.ndim == 0 && extra->rows.index == NULL && (op != RMSP_STEP || extra->lrs == NULL);
+}
+
+static inline void step_plain(const run_context *run, const rmsp_leaf *leaf, const rmsp_group *group, size_t start,
+                              size_t count)
+{
     void *const *const array = leaf->array;
     const ptrdiff_t offset = (ptrdiff_t)(start * item_size(leaf));
     run->isa->step[leaf->dtype][group->variant](
@@ -266,9 +274,57 @@ static inline void run_plain(const run_context *run, const rmsp_leaf *leaf, size
         rmsp_coef_of(group, (int)leaf->dtype));
 }
 
-static inline void run_span(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
+static void step_clipped(const run_context *run, const rmsp_leaf *leaf, size_t start, size_t count)
+{
+    rmsp_group clipped = run->plan->groups[leaf->group];
+    rmsp_group_scale(&clipped, leaf->extra->clip);
+    step_plain(run, leaf, &clipped, start, count);
+}
+
+/* An operation on a leaf with extras for which is_plain is true. */
+static void run_plain_extra(const run_context *run, const rmsp_leaf *leaf, size_t start, size_t count)
+{
+    const rmsp_extra *const extra = leaf->extra;
+    const rmsp_group *const group = &run->plan->groups[leaf->group];
+    const double ema = run->copies ? 0 : group->ema;
+    const ptrdiff_t offset = (ptrdiff_t)(start * item_size(leaf));
+    const void *const grad = at(leaf->array[RMSP_GRAD], offset);
+    rmsp_lerp_fn *const lerp = run->isa->lerp[leaf->dtype];
+
+    switch (run->op) {
+    case RMSP_STEP:
+        if (extra->clip != 1) {
+            step_clipped(run, leaf, start, count);
+        } else {
+            step_plain(run, leaf, group, start, count);
+        }
+        if (extra->ema != NULL) {
+            lerp(count, at(extra->ema, offset), at(leaf->array[RMSP_PARAM], offset), ema, 1.0 - ema);
+        }
+        break;
+    case RMSP_SUMSQ:
+        assert(extra->span_sums != NULL);
+        extra->span_sums[start / RMSP_SPAN] = run->isa->sumsq[leaf->dtype](count, grad, run->scale);
+        break;
+    case RMSP_ACCUMULATE:
+        assert(extra->grad_sum != NULL);
+        lerp(count, at(extra->grad_sum, offset), grad, 1.0, run->scale);
+        break;
+    }
+}
+
+static inline void run_plain(const run_context *run, const rmsp_leaf *leaf, size_t start, size_t count)
 {
     if (leaf->extra != NULL) {
+        run_plain_extra(run, leaf, start, count);
+    } else {
+        step_plain(run, leaf, &run->plan->groups[leaf->group], start, count);
+    }
+}
+
+static inline void run_span(const run_context *run, const rmsp_leaf *leaf, size_t row, size_t start, size_t count)
+{
+    if (!is_plain(leaf, run->op)) {
         run_extra(run, leaf, row, start, count);
         return;
     }
