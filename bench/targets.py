@@ -136,7 +136,7 @@ def of_limits(runs: Runs) -> Iterator[Row]:
         for dtype in ("f32", "f64"):
             yield from limit(None, dtype, n, threads, least)
     for n in (2**16, 2**17):
-        yield from limit(None, "f32", n, 2, 0.85)
+        yield from limit(None, "f32", n, 2, 0.8)
     one, two = (find(runs, kind="limit", variant=None, dtype="f32", n=2**18, threads=threads) for threads in (1, 2))
     if one and two:
         value = one["medians"]["ours"] / two["medians"]["ours"]

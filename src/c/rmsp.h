@@ -458,7 +458,8 @@ static inline rmsp_again rmsp_bind_again(const rmsp_plan *plan, rmsp_leaf *leaf,
     }
     if (grad->data == NULL || grad->rows != NULL) return RMSP_AGAIN_NO;
     if (!rmsp_is_like_slot(grad, slot, slot->grad_flags)) return RMSP_AGAIN_NO;
-    leaf->array[RMSP_GRAD] = grad->data;
+    /* Not written again: other cores keep the line. */
+    if (leaf->array[RMSP_GRAD] != grad->data) leaf->array[RMSP_GRAD] = grad->data;
     if (grad->data == slot->clear) return RMSP_AGAIN_YES;
     const uintptr_t low = (uintptr_t)grad->data;
     if (low < plan->gap_low || low + (slot->high - slot->low) > plan->gap_high) return RMSP_AGAIN_GAP;
@@ -485,11 +486,9 @@ typedef enum {
 } rmsp_op;
 
 /* Runs an operation over all leaves of a plan, on up to rmsp_thread_count() threads where the work is above the grain.
- * `scale` is that of RMSP_SUMSQ and RMSP_ACCUMULATE. Results do not depend on the number of threads. */
+ * `scale` is that of RMSP_SUMSQ and RMSP_ACCUMULATE. Results do not depend on the number of threads; floating-point
+ * exceptions of other threads are raised in the caller's. */
 void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work);
-
-/* The floating-point exceptions that NumPy reports; those of other threads are raised in the caller's. */
-#define RMSP_WATCHED (FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)
 
 /* The rmsp_work.bytes up to which a plan stays on one thread, and of which each further thread needs as many; with 0
  * all threads do their share, however little there is to do, for tests. And the elements of a span. */

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "rmsp_fenv.h"
 #include "rmsp_isa.h"
 #include "rmsp_ufunc.h"
 
@@ -115,9 +116,9 @@ int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMS
                                  [MOMENTUM] = ufunc->momentum ? numbers[2] : 0,
                                  [EPS_OUTSIDE] = numbers[2 + ufunc->momentum],
                                  [EPS_INSIDE] = numbers[3 + ufunc->momentum]};
-    feclearexcept(RMSP_WATCHED);
+    rmsp_clear_exceptions();
     step_in_place(ufunc, n, array, all, lrs, run);
-    return fetestexcept(RMSP_WATCHED);
+    return rmsp_raised();
 }
 
 /* Whether operands can be stepped as they lie: contiguous, in place, and no array that is written is read as another

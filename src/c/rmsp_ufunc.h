@@ -3,7 +3,6 @@
 #define RMSP_UFUNC_H
 
 #include "rmsp.h"
-#include "rmsp_fenv.h"
 
 /* Which step a loop takes. */
 typedef struct rmsp_ufunc {
@@ -14,7 +13,8 @@ typedef struct rmsp_ufunc {
 
 /* A step in place on n elements of contiguous arrays, none of them NULL that the ufunc has. The numbers are lr, rho,
  * momentum if there is one, eps and eps_inside. With `lrs`, which overlaps no array that is written, one lr of it for
- * `run` elements. Returns the exceptions it raised, of those watched. */
+ * `run` elements. Returns the floating-point exceptions it raised, of
+ * those that NumPy reports, as <fenv.h> has them. */
 int rmsp_ufunc_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[RMSP_STEP_ARRAYS], const double *numbers,
                         const double *lrs, size_t run);
 
