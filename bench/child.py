@@ -12,10 +12,10 @@ import itertools
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import peers
+from numpy.typing import NDArray
 from timing import Call, Turn, after, hot
 
 import rmsprop_native as rms
@@ -43,8 +43,9 @@ CASES = {  # the number of arrays, the elements of each, and whether their place
 }
 AFTER_A_PASS = ("in order", "scattered", "nested dict", "lone")
 ONLY_HOT = ("new gradient arrays",)
-Contenders = dict[str, Call]
-Make = Callable[[], peers.Arrays]
+Arrays: TypeAlias = list[NDArray[Any]]
+Contenders: TypeAlias = dict[str, Call]
+Make: TypeAlias = Callable[[], Arrays]
 
 
 def maker(case: str, seed: int) -> Make:
@@ -52,8 +53,8 @@ def maker(case: str, seed: int) -> Make:
     rng = np.random.default_rng(seed)
     count, n, scattered = CASES[case]
 
-    def make() -> peers.Arrays:
-        arrays: peers.Arrays = [np.empty(0)] * count
+    def make() -> Arrays:
+        arrays: Arrays = [np.empty(0)] * count
         for i in rng.permutation(count) if scattered else range(count):
             arrays[i] = rng.standard_normal(n).astype(np.float32)
         return arrays
@@ -74,7 +75,7 @@ def new_parameters(make: Make) -> Call:
     return lambda: rms.update_(next(turns), grads, state)
 
 
-def new_gradients(params: peers.Arrays, sets: list[peers.Arrays]) -> Call:
+def new_gradients(params: Arrays, sets: list[Arrays]) -> Call:
     """Two sets of gradients take turns."""
     turns, state = itertools.cycle(sets), rms.init(params)
     return lambda: rms.update_(params, next(turns), state)
@@ -91,7 +92,7 @@ def pure(make: Make) -> Call:
     return step
 
 
-def nested(leaves: peers.Arrays) -> dict[str, dict[str, Any]]:
+def nested(leaves: Arrays) -> dict[str, dict[str, Any]]:
     """A dict of dicts of two arrays."""
     return {f"layer{i}": {"w": leaves[i], "b": leaves[i + 1]} for i in range(0, len(leaves), 2)}
 
@@ -115,6 +116,8 @@ def ours(case: str, make: Make) -> Contenders:
 
 def others(names: list[str], make: Make) -> Contenders:
     """The peers `names` that are installed, each over arrays of its own."""
+    import peers  # the earlier version has not all that it needs
+
     contenders = {}
     for name in names:
         params, grads = make(), make()
