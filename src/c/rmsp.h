@@ -191,20 +191,23 @@ static inline void rmsp_group_scale(rmsp_group *group, double factor)
     group->variant = rmsp_general_variant(group->variant);
 }
 
-/* Sets the coefficients that depend on the learning rate. */
+/* Sets the learning rate of a group whose coefficients had another one; not the variant, which is the same where there
+ * is no decay. */
 static inline void rmsp_group_set_rate(rmsp_group *group, double lr)
 {
-    group->coef.lr_in = group->lr_outside ? 1 : lr;
-    group->coef.lr_out = group->lr_outside ? lr : 1;
-    group->coef.shrink = group->decay == 0 ? 1 : 1.0 - lr * group->decay; /* the lr of ufuncs may be infinite */
-    group->coef_f32.lr_in = (float)group->coef.lr_in;
-    group->coef_f32.lr_out = (float)group->coef.lr_out;
-    group->coef_f32.shrink = (float)group->coef.shrink;
+    *(group->lr_outside ? &group->coef.lr_out : &group->coef.lr_in) = lr;
+    *(group->lr_outside ? &group->coef_f32.lr_out : &group->coef_f32.lr_in) = (float)lr;
+    if (group->decay != 0) { /* the lr of ufuncs, which have none, may be infinite */
+        group->coef.shrink = 1.0 - lr * group->decay;
+        group->coef_f32.shrink = (float)group->coef.shrink;
+    }
 }
 
-/* The same, and the variant. */
+/* Sets all that depends on the learning rate. */
 static inline void rmsp_group_set_lr(rmsp_group *group, double lr)
 {
+    group->coef.lr_in = group->coef.lr_out = group->coef.shrink = 1;
+    group->coef_f32.lr_in = group->coef_f32.lr_out = group->coef_f32.shrink = 1;
     rmsp_group_set_rate(group, lr);
     group->variant = rmsp_variant_index(group->momentum, group->centered, group->l2, &group->coef);
 }

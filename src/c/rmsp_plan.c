@@ -100,24 +100,33 @@ static void step_lr_each(size_t n, void *const array[RMSP_ARRAY_COUNT], rates_co
 }
 
 /* n elements in the order of square_avg, `run` of which have one learning rate. */
-static void step_lr_rows(size_t n, void *array[RMSP_ARRAY_COUNT], rates_context *c)
+static void step_lr_rows(size_t n, void *const array[RMSP_ARRAY_COUNT], rates_context *c)
 {
     const rates *const r = &c->rates;
-    size_t index = r->first / r->run, count = r->run - r->first % r->run;
+    const void *const numbers = rmsp_coef_of(&c->group, (int)c->dtype);
+    const double *lr = r->lrs + r->first / r->run;
+    size_t count = r->run - r->first % r->run;
+    char *at_row[RMSP_STEP_ARRAYS], *ema = array[RMSP_EMA];
 
-    rmsp_group_set_lr(&c->group, r->lrs[index]);
-    c->block.numbers = rmsp_coef_of(&c->group, (int)c->dtype);
-    c->block.step = c->isa->step[c->dtype][c->group.variant];
-    for (; n > 0; count = r->run) {
+    /* A kernel does not read an array that its variant lacks: any address will do, and needs no test at each row. */
+    for (int k = 0; k < RMSP_STEP_ARRAYS; k++) at_row[k] = array[k] == NULL ? array[RMSP_PARAM] : array[k];
+    rmsp_group_set_lr(&c->group, *lr);
+    for (;;) {
         if (count > n) count = n;
-        step_block(count, array, &c->block);
-        advance(array, count, r->size);
+        c->isa->step[c->dtype][c->group.variant](count, at_row[RMSP_PARAM], at_row[RMSP_GRAD], at_row[RMSP_SQUARE_AVG],
+                                                 at_row[RMSP_MOMENTUM_BUFFER], at_row[RMSP_GRAD_AVG], numbers);
+        if (ema != NULL) {
+            c->block.lerp(count, ema, at_row[RMSP_PARAM], c->block.ema, 1.0 - c->block.ema);
+            ema += count * r->size;
+        }
         n -= count;
-        if (n == 0) break;
-        rmsp_group_set_rate(&c->group, r->lrs[++index]);
-        if (c->group.decay != 0) { /* else the variant is the same for all of them */
-            rmsp_group_set_lr(&c->group, r->lrs[index]);
-            c->block.step = c->isa->step[c->dtype][c->group.variant];
+        if (n == 0) return;
+        for (int k = 0; k < RMSP_STEP_ARRAYS; k++) at_row[k] += count * r->size;
+        count = r->run;
+        if (c->group.decay == 0) {
+            rmsp_group_set_rate(&c->group, *++lr);
+        } else {
+            rmsp_group_set_lr(&c->group, *++lr);
         }
     }
 }
@@ -154,7 +163,7 @@ static void step_rates_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
         advance(rest, head, r->size);
         step_lr_each(n - head, rest, c, r->lrs + r->first + head);
     } else if (r->run >= LONG_RUN) {
-        step_lr_rows(n, rest, c);
+        step_lr_rows(n, array, c);
     } else {
         for (size_t done = 0, count; done < n; done += count) {
             count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;

@@ -445,7 +445,7 @@ static inline void random_group(rmsp_group *group)
     if (below(4) == 0) group->coef.bias_correction = 1 / (1 - rho);
     group->lr_outside = group->momentum != RMSP_MOMENTUM_NONE && below(2);
     group->decay = below(2) ? 0 : 0.1;
-    rmsp_group_set_rate(group, 0.01 * fabs(uniform()));
+    rmsp_group_set_lr(group, 0.01 * fabs(uniform()));
     rmsp_group_refresh(group);
 }
 
