@@ -289,6 +289,9 @@ cdef class Plan:
     cdef object memory  # of the buffers: an ndarray of bytes, private
     cdef char *base  # the first page in it
     cdef size_t size  # from there on
+    cdef char *tables  # memory of all that follows from the structure
+    cdef c.rmsp_group *only_group  # room for one in it
+    cdef c.rmsp_group *groups_memory  # where there are more
     cdef ptrdiff_t *shapes  # of all leaves, each followed by the strides of its state and of its parameter
     cdef size_t shape_count
     cdef c.rmsp_axis *axes
@@ -327,21 +330,35 @@ cdef class Plan:
         self._place_buffers(starts)
 
     cdef int _allocate(self, size_t n, size_t shape_count) except -1:
-        """Get memory for so many leaves, lengths and strides."""
+        """Get memory for so many leaves, lengths and strides: one piece, since each page of memory that a step finds in
+        no cache takes time."""
+        cdef size_t[8] sizes = [
+            n * sizeof(c.rmsp_leaf), n * sizeof(c.rmsp_slot), sizeof(c.rmsp_group), shape_count * sizeof(ptrdiff_t),
+            2 * n * sizeof(PyObject *), sizeof(c.rmsp_range), (n + 1) * sizeof(c.rmsp_range), n * sizeof(c.rmsp_extra),
+        ]
+        cdef size_t total = 64
+        cdef int k
+        cdef char *parts[8]
+        for k in range(8):
+            sizes[k] = (sizes[k] + 63) // 64 * 64
+            total += sizes[k]
+        self.tables = <char *>PyMem_Calloc(total, 1)
+        if self.tables == NULL:
+            raise MemoryError()
+        parts[0] = self.tables + -<uintptr_t>self.tables % <uintptr_t>64
+        for k in range(1, 8):
+            parts[k] = parts[k - 1] + sizes[k - 1]
+        self.plan.leaves = <c.rmsp_leaf *>parts[0]
+        self.plan.slots = <c.rmsp_slot *>parts[1]
+        self.only_group = <c.rmsp_group *>parts[2]
+        self.shapes = <ptrdiff_t *>parts[3]
+        self.leaves = <PyObject **>parts[4]
+        self.plan.memory = <c.rmsp_range *>parts[5]
+        self.plan.ranges = <c.rmsp_range *>parts[6]
+        self.plan.extras = <c.rmsp_extra *>parts[7]
         self.plan.leaf_count = n
         self.plan.counts = &self.claim.counts
         self.shape_count = shape_count
-        self.plan.leaves = <c.rmsp_leaf *>PyMem_Calloc(n, sizeof(c.rmsp_leaf))
-        self.plan.slots = <c.rmsp_slot *>PyMem_Calloc(n, sizeof(c.rmsp_slot))
-        self.plan.extras = <c.rmsp_extra *>PyMem_Calloc(n, sizeof(c.rmsp_extra))
-        self.plan.memory = <c.rmsp_range *>PyMem_Calloc(1, sizeof(c.rmsp_range))
-        self.plan.ranges = <c.rmsp_range *>PyMem_Calloc(n + 1, sizeof(c.rmsp_range))
-        self.leaves = <PyObject **>PyMem_Calloc(2 * n, sizeof(PyObject *))
-        self.shapes = <ptrdiff_t *>PyMem_Calloc(shape_count, sizeof(ptrdiff_t))
-        if self.plan.leaves == NULL or self.plan.slots == NULL or self.plan.extras == NULL or self.leaves == NULL:
-            raise MemoryError()
-        if self.plan.memory == NULL or self.plan.ranges == NULL or self.shapes == NULL:
-            raise MemoryError()
         return 0
 
     cdef int _allocate_buffers(self, size_t size) except -1:
@@ -359,14 +376,8 @@ cdef class Plan:
         return 0
 
     def __dealloc__(self):
-        PyMem_Free(self.plan.leaves)
-        PyMem_Free(self.plan.slots)
-        PyMem_Free(self.plan.extras)
-        PyMem_Free(self.plan.memory)
-        PyMem_Free(self.plan.ranges)
-        PyMem_Free(self.plan.groups)
-        PyMem_Free(self.leaves)
-        PyMem_Free(self.shapes)
+        PyMem_Free(self.tables)
+        PyMem_Free(self.groups_memory)
         PyMem_Free(self.axes)
         PyMem_Free(self.sums)
         PyMem_Free(self.described)
@@ -528,9 +539,7 @@ cdef class Plan:
         except BaseException:
             PyMem_Free(made)
             raise
-        PyMem_Free(self.plan.groups)
-        self.plan.groups = made
-        self.plan.group_count = len(groups)
+        self._keep_groups(made, len(groups))
         if leaf_groups is not self.groups:
             self.groups = leaf_groups
             for i in range(self.plan.leaf_count):
@@ -631,14 +640,25 @@ cdef class Plan:
         self._make_sums()
         return 0
 
+    cdef void _keep_groups(self, c.rmsp_group *made, size_t count) noexcept:
+        """Take over groups and their memory."""
+        PyMem_Free(self.groups_memory)
+        self.groups_memory = made
+        self.plan.groups = made
+        self.plan.group_count = count
+        if count == 1:
+            self.only_group[0] = made[0]
+            self.plan.groups = self.only_group
+
     cdef int _copy_numbers(self, Plan other) except -1:
+        cdef c.rmsp_group *made
         if not other.ready:
             return 0
-        self.plan.groups = <c.rmsp_group *>PyMem_Calloc(other.plan.group_count, sizeof(c.rmsp_group))
-        if self.plan.groups == NULL:
+        made = <c.rmsp_group *>PyMem_Calloc(other.plan.group_count, sizeof(c.rmsp_group))
+        if made == NULL:
             raise MemoryError()
-        memcpy(self.plan.groups, other.plan.groups, other.plan.group_count * sizeof(c.rmsp_group))
-        self.plan.group_count = other.plan.group_count
+        memcpy(made, other.plan.groups, other.plan.group_count * sizeof(c.rmsp_group))
+        self._keep_groups(made, other.plan.group_count)
         self.plan.rules = other.plan.rules
         self._make_sums()
         self.groups = other.groups
