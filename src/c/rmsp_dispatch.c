@@ -77,7 +77,7 @@ int rmsp_isa_count(void) { return available_count; }
 
 const char *rmsp_isa_name(int index) { return available[index]->name; }
 
-const rmsp_isa *rmsp_isa_active_table(void) { return available[rmsp_load_int(&active)]; }
+RMSP_HOT const rmsp_isa *rmsp_isa_active_table(void) { return available[rmsp_load_int(&active)]; }
 
 const char *rmsp_isa_active(void) { return rmsp_isa_active_table()->name; }
 

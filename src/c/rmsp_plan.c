@@ -16,7 +16,7 @@
 /* 2 us of work on one core, in cache. */
 static size_t grain = (size_t)32 << 10;
 
-size_t rmsp_grain(void) { return rmsp_load_size(&grain); }
+RMSP_HOT size_t rmsp_grain(void) { return rmsp_load_size(&grain); }
 
 void rmsp_set_grain(size_t bytes) { rmsp_store_size(&grain, bytes); }
 
@@ -377,7 +377,7 @@ static inline int is_by_spans(const rmsp_leaf *leaf, rmsp_op op)
 #define AHEAD 4
 
 /* The spans that start at elements [begin, end) of all elements with a gradient. */
-static void run_share(const run_context *run, size_t begin, size_t end)
+RMSP_HOT static void run_share(const run_context *run, size_t begin, size_t end)
 {
     const rmsp_plan *const plan = run->plan;
     size_t first = 0; /* the leaf's first element, counted over all leaves */
@@ -422,7 +422,7 @@ static void run_chunk(void *context, size_t begin, size_t end)
     run_share(run, begin * RMSP_SPAN, end * RMSP_SPAN < run->total ? end * RMSP_SPAN : run->total);
 }
 
-void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work)
+RMSP_HOT void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_work work)
 {
     const int copies = plan->counts != NULL && plan->counts->steps == 0;
     assert(op == RMSP_STEP || op == RMSP_SUMSQ || op == RMSP_ACCUMULATE);

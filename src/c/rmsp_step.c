@@ -154,7 +154,7 @@ static void clear_sums(rmsp_plan *plan)
 
 /* ---- the whole ---- */
 
-rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found)
+RMSP_HOT rmsp_outcome rmsp_step(rmsp_plan *plan, rmsp_found *found)
 {
     const rmsp_rules *const rules = &plan->rules;
     rmsp_counts *const counts = plan->counts;

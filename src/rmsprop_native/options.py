@@ -189,7 +189,8 @@ class Options:
     ----------
     lr : float or callable, default 1e-3
         Learning rate, finite and >= 0; or a function of the number of steps already taken, for a schedule. Any callable
-        will do, hashable or not; what it returns is checked at each step.
+        will do, hashable or not; what it returns is checked at each step. An array of rates is given in the
+        `overrides` of `init`.
     rho : float, default 0.9
         Decay of the running means, 0 <= rho < 1. torch calls it alpha, TF1 decay.
     eps : float, default 1e-8
