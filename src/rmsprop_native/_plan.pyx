@@ -259,6 +259,17 @@ cdef inline bint is_usable(object o, double low, double high) noexcept:
 
 # ---- the plan ----
 
+cdef enum:
+    LINE = 64  # of a cache
+
+
+cdef void *next_table(uintptr_t *end, size_t size) noexcept:
+    """Room for a table at `end`, which moves behind it, to the next cache line."""
+    cdef void *table = <void *>end[0]
+    end[0] += (size + LINE - 1) // LINE * LINE
+    return table
+
+
 @cython.final
 cdef class Plan:
     """The buffers of one state, and what is known of its arrays, laid out for one call of the library a step.
@@ -332,30 +343,22 @@ cdef class Plan:
     cdef int _allocate(self, size_t n, size_t shape_count) except -1:
         """Get memory for so many leaves, lengths and strides: one piece, since each page of memory that a step finds in
         no cache takes time."""
-        cdef size_t[8] sizes = [
-            n * sizeof(c.rmsp_leaf), n * sizeof(c.rmsp_slot), sizeof(c.rmsp_group), shape_count * sizeof(ptrdiff_t),
-            2 * n * sizeof(PyObject *), sizeof(c.rmsp_range), (n + 1) * sizeof(c.rmsp_range), n * sizeof(c.rmsp_extra),
-        ]
-        cdef size_t total = 64
-        cdef int k
-        cdef char *parts[8]
-        for k in range(8):
-            sizes[k] = (sizes[k] + 63) // 64 * 64
-            total += sizes[k]
-        self.tables = <char *>PyMem_Calloc(total, 1)
-        if self.tables == NULL:
-            raise MemoryError()
-        parts[0] = self.tables + -<uintptr_t>self.tables % <uintptr_t>64
-        for k in range(1, 8):
-            parts[k] = parts[k - 1] + sizes[k - 1]
-        self.plan.leaves = <c.rmsp_leaf *>parts[0]
-        self.plan.slots = <c.rmsp_slot *>parts[1]
-        self.only_group = <c.rmsp_group *>parts[2]
-        self.shapes = <ptrdiff_t *>parts[3]
-        self.leaves = <PyObject **>parts[4]
-        self.plan.memory = <c.rmsp_range *>parts[5]
-        self.plan.ranges = <c.rmsp_range *>parts[6]
-        self.plan.extras = <c.rmsp_extra *>parts[7]
+        cdef uintptr_t end = 0
+        cdef bint is_counted
+        for is_counted in range(2):  # first from address 0 on, to find the size of all
+            if is_counted:
+                self.tables = <char *>PyMem_Calloc(end + LINE, 1)
+                if self.tables == NULL:
+                    raise MemoryError()
+                end = (<uintptr_t>self.tables + LINE - 1) // LINE * LINE
+            self.plan.leaves = <c.rmsp_leaf *>next_table(&end, n * sizeof(c.rmsp_leaf))
+            self.plan.slots = <c.rmsp_slot *>next_table(&end, n * sizeof(c.rmsp_slot))
+            self.only_group = <c.rmsp_group *>next_table(&end, sizeof(c.rmsp_group))
+            self.shapes = <ptrdiff_t *>next_table(&end, shape_count * sizeof(ptrdiff_t))
+            self.leaves = <PyObject **>next_table(&end, 2 * n * sizeof(PyObject *))
+            self.plan.memory = <c.rmsp_range *>next_table(&end, sizeof(c.rmsp_range))
+            self.plan.ranges = <c.rmsp_range *>next_table(&end, (n + 1) * sizeof(c.rmsp_range))
+            self.plan.extras = <c.rmsp_extra *>next_table(&end, n * sizeof(c.rmsp_extra))
         self.plan.leaf_count = n
         self.plan.counts = &self.claim.counts
         self.shape_count = shape_count
