@@ -38,6 +38,7 @@ EXACT = {
     "schedule",
     "lr",
     "replace",
+    "rates",
     "step",
 }
 
@@ -103,6 +104,7 @@ CASES = {
     "refused": ({}, make_masked, step),
     "schedule": ({"lr": schedule, "bias_correction": True}, make_dense, step),
     "lr": ({}, make_dense, step_with_lr),
+    "rates": ({"overrides": {"a": {"lr": np.array([[1.0], [2.0], [3.0]])}}, "momentum": 0.9}, make_dense, step),
     "rows": ({"centered": True}, make_rows, step),
     "rows and clip": ({"clip_norm": 0.1, "ema": 0.5}, make_rows, step),
     "update": ({"momentum": 0.9}, make_strided, lambda params, grads, state: rms.update(params, grads, state)),

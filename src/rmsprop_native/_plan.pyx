@@ -558,13 +558,14 @@ cdef class Plan:
         cdef cnp.ndarray numbers
         for i in range(self.plan.leaf_count):
             self.plan.extras[i].lrs = NULL
-        self.leaf_rates = leaf_rates
+        self.leaf_rates = None  # to unpack rates takes memory, which may be missing; the next step begins again then
         self.plan.bound = 0
         for i in range(len(leaf_rates)):
             if leaf_rates[i] is not None:
                 numbers, run = leaf_rates[i]
                 self.plan.extras[i].lr_run = run
                 self.plan.extras[i].lrs = <const double *>cnp.PyArray_DATA(numbers)
+        self.leaf_rates = leaf_rates
         return 0
 
     def set_call_numbers(self, list rates, double grad_scale, object lr):
