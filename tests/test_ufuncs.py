@@ -360,6 +360,20 @@ def test_errstate_of_the_last_element(threads):
         rms.rmsprop(p[:-1], g[:-1], v[:-1], lr=0.1, rho=0.9, eps=0.0, out=(p[:-1], v[:-1]))
 
 
+@pytest.mark.threads
+def test_every_exception_of_a_worker_is_reported_in_place():
+    """The share of the second thread ends with it; the first thread may take that chunk, hence the repetitions."""
+    _core.set_grain(0)
+    rms.set_num_threads(2)
+    p, g, v = (np.ones(4 * _core.SPAN, np.float32) for _ in range(3))
+    for number, kind in ((np.finfo(np.float32).max, "over"), (np.finfo(np.float32).tiny, "under")):
+        g[-1] = number
+        for _ in range(100):
+            with np.errstate(all="ignore", **{kind: "raise"}), pytest.raises(FloatingPointError, match=f"{kind}flow"):
+                rms.rmsprop(p, g, v, lr=0.5, rho=0.5, eps=0.0, out=(p, v))
+            v[-1] = 1.0
+
+
 def test_errstate():
     bad = (np.ones(3), np.ones(3), -10 * np.ones(3))
     with np.errstate(invalid="raise"), pytest.raises(FloatingPointError, match="invalid value"):

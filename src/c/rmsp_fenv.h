@@ -7,9 +7,7 @@
 #ifndef RMSP_FENV_H
 #define RMSP_FENV_H
 
-#ifdef RMSP_NO_FENV
-static inline int feraiseexcept(int exceptions) { return exceptions & 0; } /* WebAssembly has none */
-#else
+#ifndef RMSP_NO_FENV /* WebAssembly has none */
 #include <fenv.h>
 #endif
 
@@ -37,6 +35,7 @@ static inline void rmsp_get_environment(rmsp_environment *environment) { *enviro
 static inline void rmsp_set_environment(const rmsp_environment *environment) { (void)environment; }
 static inline void rmsp_clear_exceptions(void) {}
 static inline int rmsp_raised(void) { return 0; }
+static inline void rmsp_raise(int exceptions) { (void)exceptions; }
 
 #elif defined(__x86_64__) && defined(__GNUC__)
 
@@ -50,6 +49,11 @@ static inline void rmsp_clear_exceptions(void)
     if (all & RMSP_WATCHED) __builtin_ia32_ldmxcsr(all & ~(unsigned)RMSP_WATCHED);
 }
 static inline int rmsp_raised(void) { return (int)__builtin_ia32_stmxcsr() & RMSP_WATCHED; }
+/* Not feraiseexcept, which raises overflow and underflow in the x87 unit, where rmsp_raised does not look. */
+static inline void rmsp_raise(int exceptions)
+{
+    if (exceptions != 0) __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | (unsigned)exceptions);
+}
 
 #else
 
@@ -58,13 +62,11 @@ static inline void rmsp_get_environment(rmsp_environment *environment) { fegeten
 static inline void rmsp_set_environment(const rmsp_environment *environment) { fesetenv(environment); }
 static inline void rmsp_clear_exceptions(void) { feclearexcept(RMSP_WATCHED); }
 static inline int rmsp_raised(void) { return fetestexcept(RMSP_WATCHED); }
-
-#endif
-
-/* Raises exceptions of another thread in this one. */
 static inline void rmsp_raise(int exceptions)
 {
     if (exceptions != 0) feraiseexcept(exceptions);
 }
+
+#endif
 
 #endif
