@@ -97,6 +97,14 @@ def test_lines_are_short():
 
 
 @pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("stream", [None, object()], ids=["none", "no terminal"])
+def test_without_stderr(monkeypatch, stream):
+    """A process without a console has None there; some programs put an object of their own."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert rms.bench(seconds=0.0)
+
+
+@pytest.mark.usefixtures("short")
 def test_progress_on_a_terminal(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

@@ -267,7 +267,8 @@ def bench(seconds: float = 6.0) -> list[Timing]:
 
 def _progress(text: str) -> None:
     """Show on a terminal what is being done, in one line that the next text replaces."""
-    if sys.stderr.isatty():
+    is_terminal = getattr(sys.stderr, "isatty", None)  # without a console stderr may be None
+    if is_terminal is not None and is_terminal():
         sys.stderr.write(f"\r{text:<60}\r")
         sys.stderr.flush()
 
