@@ -95,6 +95,26 @@ def test_replace_with_overrides_beside_steps():
     pair.check()
 
 
+def test_rates_replaced_beside_large_steps():
+    """Arrays of the same rates in other shapes take each other's place: the bits stay those of one rate."""
+    _core.set_grain(0)
+    rms.set_num_threads(2)
+    param, grad, expected = (np.ones((500, 64), np.float32) for _ in range(3))
+    shapes = itertools.cycle([(500, 1), (500, 64), (64,), None])
+    state, other = rms.init(param, lr=0.125), rms.init(expected, lr=0.125)
+
+    def replace():
+        shape = next(shapes)
+        state.replace(overrides={} if shape is None else {"*": {"lr": np.full(shape, 0.125)}})
+
+    calls, replaced = race(lambda: rms.update_(param, grad, state), replace, calls=500)
+    assert calls > 0
+    assert replaced > 0
+    for _ in range(calls):
+        rms.update_(expected, grad, other)
+    assert same_bits(param, expected)
+
+
 def test_rows_changed_by_another_thread():
     """Whatever they are at the look, they are checked and used as that; no row outside is ever written."""
     n = 200

@@ -137,7 +137,8 @@ def test_numpy_out_works_in_blocks(rng):
     _bench.numpy_out(params, grads, squares, 1, block=4)()
     rms.update_(ours, grads, state)
     for p, q in zip(params, ours, strict=True):
-        np.testing.assert_allclose(p, q, rtol=1e-15)
+        # lr is multiplied after the division, not before it: two roundings in another place.
+        np.testing.assert_array_max_ulp(p, q, maxulp=2)
 
 
 @pytest.mark.usefixtures("short")

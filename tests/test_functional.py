@@ -214,3 +214,10 @@ def test_a_step_that_overflows_is_no_error_of_numpy():
         param = np.zeros(3, np.float32)
         rms.update_(param, np.full(3, 1e30, np.float32), rms.init(param))
     assert np.isfinite(param).all()
+
+
+@pytest.mark.parametrize("state", [None, 5, np.ones(3), rms.State.__new__(rms.State)], ids=type)
+def test_what_is_no_state_is_named(state):
+    name = type(state).__name__
+    with pytest.raises(TypeError, match=rf"^state must be a State, which init\(\) makes, got {name}$"):
+        rms.update_(np.ones(3), np.ones(3), state)

@@ -150,8 +150,10 @@ static const double *numbers_of_block(const operands *o, int k, size_t start, si
     return block;
 }
 
+/* Block by block; which numbers change from element to element: none, lr, or all. */
 static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n, int only_lr, int is_in_place)
 {
+    const int is_constant = only_lr && o->number_step[LR] == 0;
     const rmsp_dtype dtype = ufunc->dtype;
     const size_t size = rmsp_dtypes[dtype].size;
     double first[NUMBERS];
@@ -159,7 +161,8 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n, in
     first_numbers(o, first);
     make_group(&group, ufunc, first);
     const int all_variant = RMSP_VARIANT_plain_all_each + 2 * (ufunc->momentum != 0) + (ufunc->centered != 0);
-    rmsp_step_fn *const step = rmsp_isa_active_table()->step[dtype][only_lr ? rmsp_lr_variant(&group) : all_variant];
+    const int variant = is_constant ? group.variant : only_lr ? rmsp_lr_variant(&group) : all_variant;
+    rmsp_step_fn *const step = rmsp_isa_active_table()->step[dtype][variant];
     double memory[RMSP_STEP_ARRAYS][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)], blocks[NUMBERS][RMSP_BLOCK];
 
     for (size_t start = 0; start < n; start += RMSP_BLOCK) {
@@ -167,7 +170,9 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n, in
         const double *number[NUMBERS];
         char *array[RMSP_STEP_ARRAYS];
         for (int k = 0; k < NUMBERS; k++) {
-            number[k] = only_lr && k != LR ? NULL : numbers_of_block(o, k, start, count, !is_in_place, blocks[k]);
+            number[k] = is_constant || (only_lr && k != LR)
+                            ? NULL
+                            : numbers_of_block(o, k, start, count, !is_in_place, blocks[k]);
         }
         const rmsp_numbers numbers = {
             rmsp_coef_of(&group, dtype), number[LR], number[RHO], number[MOMENTUM], number[EPS_OUTSIDE],
@@ -179,7 +184,7 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n, in
                               o->in_step[k]);
         }
         step(count, array[RMSP_PARAM], array[RMSP_GRAD], array[RMSP_SQUARE_AVG], array[RMSP_MOMENTUM_BUFFER],
-             array[RMSP_GRAD_AVG], &numbers);
+             array[RMSP_GRAD_AVG], is_constant ? numbers.coef : &numbers);
         for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
             if (is_in_place || o->out[k] == NULL) continue;
             rmsp_copy_strided(count, size, o->out[k] + (ptrdiff_t)start * o->out_step[k], o->out_step[k], array[k],

@@ -977,4 +977,6 @@ cdef class PlanOwner:
 
 
 cdef bint step(object owner, object params, object grads, object lr, object grad_scale) except -1:
-    return (<Plan?>(<PlanOwner?>owner)._plan).try_step(params, grads, lr, grad_scale)
+    if not isinstance(owner, PlanOwner) or type((<PlanOwner>owner)._plan) is not Plan:
+        raise TypeError(f"state must be a State, which init() makes, got {type(owner).__name__}")
+    return (<Plan>(<PlanOwner>owner)._plan).try_step(params, grads, lr, grad_scale)
