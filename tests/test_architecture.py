@@ -23,6 +23,7 @@ SOURCE = ROOT / "src"
 # these.
 LEVELS = (
     ("__init__", "__main__"),
+    ("interop",),
     ("optimizer", "_bench"),
     ("functional", "ufuncs", "runtime"),
     ("_functional",),
@@ -71,6 +72,8 @@ TESTED_ELSEWHERE = {
     "isa": ("dispatch", "it declares the tables that rmsp_dispatch.c chooses from"),
     "kernel": ("kernels", "rmsp_kernels.c instantiates it"),
     "ufunc": ("ufuncs", "ufuncs.py is how a user reaches it"),
+    "_sources": ("arrays", "they describe the arrays; those of tensors are tested beside torch, in tests/peers"),
+    "_tensors": ("plan", "a part of _plan.pyx for torch, tested in tests/peers/test_interop_torch.py"),
 }
 
 
@@ -87,10 +90,26 @@ def test_every_source_file_has_its_test_file():
 
 def test_every_module_has_a_level():
     modules = {path.stem for path in (SOURCE / "rmsprop_native").iterdir() if path.suffix in (".py", ".pyx")}
-    assert modules == set(LEVEL)
+    assert modules | {"interop"} == set(LEVEL)
 
 
-@pytest.mark.parametrize("module", LEVEL)
+INTEROP = sorted((SOURCE / "rmsprop_native" / "interop").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", INTEROP, ids=lambda path: path.name)
+def test_nothing_imports_interop(path):
+    """Each module of interop imports its framework; none of the others may import one of them, so that
+    rmsprop_native imports no framework.
+    """
+    assert all(LEVEL[other] > LEVEL["interop"] for other in imports(path))
+
+
+def test_no_framework_is_imported():
+    code = "import sys, rmsprop_native; print(sorted({'torch', 'jax', 'scipy', 'tensorflow'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", [module for module in LEVEL if module != "interop"])
 def test_imports_go_down(module):
     (path,) = (p for p in (SOURCE / "rmsprop_native").iterdir() if p.stem == module and p.suffix in (".py", ".pyx"))
     for other in imports(path):

@@ -158,9 +158,12 @@ REFUSALS = {
     ),
 }
 
-# Reasons that no array from Python has.
+# Reasons that no array of NumPy has.
 UNREACHABLE = {
     "ok": "it is no refusal",
+    "device": "it is one of tensors: tests/peers/test_torch_tensors.py",
+    "not_strided": "it is one of tensors",
+    "lazy_bits": "it is one of tensors",
     "null_data": "NumPy makes no array with elements and without memory",
     "row_outside": "merge_rows refuses the row first, with its value",
     "row_order": "merge_rows sorts the rows",

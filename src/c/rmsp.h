@@ -242,24 +242,27 @@ enum {
 
 /* Why arrays are refused: X(NAME, name). The first are what the source of a descriptor says of an object, the others
  * what rmsp_bind finds. */
-#define RMSP_REASONS(X)                                                                     \
-    X(OK, ok)                                                                               \
-    X(ABSENT, absent) /* a parameter without a gradient: no refusal there */                \
-    X(NOT_AN_ARRAY, not_an_array)                                                           \
-    X(MASKED, masked)                                                                       \
-    X(UNSUPPORTED, unsupported) /* a type of element that is not in the table */            \
-    X(BYTE_ORDER, byte_order)                                                               \
-    X(MISALIGNED, misaligned)                                                               \
-    X(NULL_DATA, null_data) /* there are elements, and no address */                        \
-    X(OTHER_DTYPE, other_dtype)                                                             \
-    X(OTHER_SHAPE, other_shape)                                                             \
-    X(READ_ONLY, read_only)                                                                 \
-    X(SELF_OVERLAP, self_overlap) /* elements of an array to be written share memory */     \
-    X(OVERLAP, overlap)           /* it shares memory with another array that is written */ \
-    X(ROW_OUTSIDE, row_outside)                                                             \
-    X(ROW_ORDER, row_order)       /* rows are not in increasing order */                    \
-    X(ROWS_STRIDED, rows_strided) /* values of rows are not C-contiguous */                 \
-    X(ROWS_ACCUMULATED, rows_accumulated)                                                   \
+#define RMSP_REASONS(X)                                                                       \
+    X(OK, ok)                                                                                 \
+    X(ABSENT, absent) /* a parameter without a gradient: no refusal there */                  \
+    X(NOT_AN_ARRAY, not_an_array)                                                             \
+    X(MASKED, masked)                                                                         \
+    X(DEVICE, device)           /* a tensor that is not in the memory of the CPU */           \
+    X(NOT_STRIDED, not_strided) /* a tensor without data that strides describe */             \
+    X(LAZY_BITS, lazy_bits)     /* a tensor whose conjugate or negative is yet to be taken */ \
+    X(UNSUPPORTED, unsupported) /* a type of element that is not in the table */              \
+    X(BYTE_ORDER, byte_order)                                                                 \
+    X(MISALIGNED, misaligned)                                                                 \
+    X(NULL_DATA, null_data) /* there are elements, and no address */                          \
+    X(OTHER_DTYPE, other_dtype)                                                               \
+    X(OTHER_SHAPE, other_shape)                                                               \
+    X(READ_ONLY, read_only)                                                                   \
+    X(SELF_OVERLAP, self_overlap) /* elements of an array to be written share memory */       \
+    X(OVERLAP, overlap)           /* it shares memory with another array that is written */   \
+    X(ROW_OUTSIDE, row_outside)                                                               \
+    X(ROW_ORDER, row_order)       /* rows are not in increasing order */                      \
+    X(ROWS_STRIDED, rows_strided) /* values of rows are not C-contiguous */                   \
+    X(ROWS_ACCUMULATED, rows_accumulated)                                                     \
     X(NEEDS_AXES, needs_axes) /* no refusal: arrays are not all dense, and rmsp_use_axes must be called */
 #define RMSP_REASON_ENUM(NAME, name) RMSP_##NAME,
 typedef enum { RMSP_REASONS(RMSP_REASON_ENUM) RMSP_REASON_COUNT } rmsp_reason;
@@ -356,6 +359,7 @@ typedef struct rmsp_slot {
 typedef struct rmsp_range {
     uintptr_t low, high;
     size_t leaf; /* or SIZE_MAX: memory of state arrays */
+    int array;   /* RMSP_PARAM or a buffer, of a leaf */
 } rmsp_range;
 
 /* What a call does with gradients that are not finite. */
@@ -394,9 +398,10 @@ typedef struct rmsp_plan {
     rmsp_extra *extras; /* one a leaf; leaves point to theirs where they need it */
     rmsp_rules rules;
     rmsp_counts *counts;
-    rmsp_range *memory; /* where state arrays lie: memory_count pieces that do not overlap */
+    rmsp_range *memory; /* where state arrays lie: memory_count pieces that do not overlap; none where they are given */
     size_t memory_count;
-    rmsp_range *ranges; /* room for leaf_count + memory_count */
+    rmsp_range *ranges; /* room for memory_count and, for each leaf, its parameter and the buffers that are given */
+    int threads;        /* what rmsp_run gives rmsp_thread_count */
     int has_axes;       /* rmsp_use_axes was called */
     /* Set by binding. */
     size_t range_count;
@@ -408,10 +413,13 @@ typedef struct rmsp_plan {
 /* The strides of a dense array with elements of `size` bytes and the order of axes that `strides` have. */
 void rmsp_dense_strides(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense);
 
-/* Binds arrays to the plan: RMSP_OK, or the first reason to refuse them, and which they are. Parameters and gradients
- * may have any layout. grads is NULL where there are none yet, and every parameter is to be written later. Of what the
- * descriptors point to only the data of the arrays is kept, and the rows of gradients. */
-rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where);
+/* Binds arrays to the plan: RMSP_OK, or the first reason to refuse them, and which they are. arrays[k] are those of all
+ * leaves, which may have any layout. arrays[RMSP_GRAD] is NULL where there are no gradients yet, and every parameter is
+ * to be written later. From RMSP_SQUARE_AVG on all are NULL where the state arrays are those that the plan has; else
+ * they are given too, arrays[RMSP_SQUARE_AVG] for each leaf that has a gradient, any of the others RMSP_ABSENT or NULL,
+ * and a leaf whose parameter is RMSP_ABSENT is left out of the step. Of what the descriptors point to only the data of
+ * the arrays is kept, and the rows of gradients. */
+rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *const arrays[RMSP_ARRAY_COUNT], rmsp_refusal *where);
 
 /* Axes that rmsp_bind needs where arrays are not all dense: how many, and where they are. */
 size_t rmsp_axis_count(const rmsp_plan *plan);
@@ -444,6 +452,31 @@ static inline int rmsp_is_like_slot(const rmsp_array *array, const rmsp_slot *sl
         if (array->shape[axis] != slot->shape[axis]) return 0;
     }
     return 1;
+}
+
+/* The flags of RMSP_C_ORDER and RMSP_F_ORDER, of strides in elements. Axes of length 1 are of no account. */
+static inline unsigned rmsp_order_flags(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides)
+{
+    unsigned flags = RMSP_C_ORDER | RMSP_F_ORDER;
+    ptrdiff_t dense = 1;
+    for (int axis = ndim - 1; axis >= 0; axis--) {
+        if (shape[axis] == 0) return RMSP_C_ORDER | RMSP_F_ORDER;
+        if (shape[axis] != 1 && strides[axis] != dense) flags &= ~(unsigned)RMSP_C_ORDER;
+        dense *= shape[axis];
+    }
+    dense = 1;
+    for (int axis = 0; axis < ndim; axis++) {
+        if (shape[axis] != 1 && strides[axis] != dense) flags &= ~(unsigned)RMSP_F_ORDER;
+        dense *= shape[axis];
+    }
+    return flags;
+}
+
+/* Whether a buffer that is given is the one bound last, and dense in the order of its parameter; for plans that are
+ * bound only. rmsp_bind must decide where not. */
+static inline int rmsp_is_bound(const rmsp_slot *slot, const void *bound, const rmsp_array *buffer)
+{
+    return buffer->data == bound && rmsp_is_like_slot(buffer, slot, slot->param_flags);
 }
 
 /* rmsp_bind for one leaf where the parameter is the one bound last and the gradient dense in the same order, or absent:
@@ -499,12 +532,12 @@ size_t rmsp_grain(void);
 void rmsp_set_grain(size_t bytes);
 #define RMSP_SPAN ((size_t)1 << 12)
 
-/* The threads that large work may use: the limit if one is set, not 0, else what OpenMP gives now (OMP_NUM_THREADS,
- * threadpoolctl), or 1 without OpenMP. 1 where the system has no POSIX threads. Of these, no more run than the caller's
- * affinity mask has cores. Until rmsp_threads_init, called once before the process forks, the caller works alone.
- * rmsp_set_thread_limit returns the limit before, so that it can be put back. */
+/* The threads that large work may use: the limit if one is set, not 0; else `preferred` if that is not 0; else what
+ * OpenMP gives now (OMP_NUM_THREADS, threadpoolctl), or 1 without OpenMP. 1 where the system has no POSIX threads. Of
+ * these, no more run than the caller's affinity mask has cores. Until rmsp_threads_init, called once before the process
+ * forks, the caller works alone. rmsp_set_thread_limit returns the limit before, so that it can be put back. */
 void rmsp_threads_init(void);
-int rmsp_thread_count(void);
+int rmsp_thread_count(int preferred);
 int rmsp_set_thread_limit(int limit);
 int rmsp_has_threads(void);
 #define RMSP_MAX_THREADS 4096

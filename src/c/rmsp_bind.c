@@ -294,8 +294,22 @@ static int rules_need_extra(const rmsp_rules *rules)
     return rules->accumulate > 1 || rules->averages || rules_look_at_norms(rules);
 }
 
+/* Whether a leaf has this array, and where it is kept. */
+static void **buffer_of(const rmsp_plan *plan, size_t i, int k)
+{
+    assert(k >= RMSP_SQUARE_AVG && k < RMSP_ARRAY_COUNT);
+    if (k < RMSP_STEP_ARRAYS) return &plan->leaves[i].array[k];
+    return k == RMSP_EMA ? &plan->extras[i].ema : &plan->extras[i].grad_sum;
+}
+
+static int is_given(const rmsp_array *const arrays[RMSP_ARRAY_COUNT], size_t i, int k)
+{
+    return arrays[k] != NULL && arrays[k][i].problem != RMSP_ABSENT;
+}
+
 /* Finds how the arrays of a leaf lie. */
-static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param, const rmsp_array *grad)
+static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param, const rmsp_array *grad,
+                              const rmsp_array *const arrays[RMSP_ARRAY_COUNT])
 {
     rmsp_leaf *const leaf = &plan->leaves[i];
     rmsp_slot *const slot = &plan->slots[i];
@@ -308,9 +322,9 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     rmsp_layout found = {0, axes};
     int order[RMSP_MAX_NDIM];
 
-    for (int k = RMSP_SQUARE_AVG; k < RMSP_STEP_ARRAYS; k++) strides[k] = leaf->array[k] ? slot->strides : NULL;
-    strides[RMSP_EMA] = extra->ema ? slot->strides : NULL;
-    strides[RMSP_GRAD_SUM] = extra->grad_sum ? slot->strides : NULL;
+    for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT; k++) {
+        if (*buffer_of(plan, i, k) != NULL) strides[k] = is_given(arrays, i, k) ? arrays[k][i].strides : slot->strides;
+    }
 
     slowest_first(slot->ndim - has_rows, param->strides + has_rows, order);
     lay_out(&found, slot, has_rows, order, strides);
@@ -350,10 +364,38 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     return RMSP_OK;
 }
 
-static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param, const rmsp_array *grads, int *moved,
+/* Takes over the buffers of a leaf that the caller gives. */
+static rmsp_reason bind_buffers(rmsp_plan *plan, size_t i, const rmsp_array *const arrays[RMSP_ARRAY_COUNT],
+                                rmsp_refusal *where)
+{
+    for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT; k++) {
+        void **const buffer = buffer_of(plan, i, k);
+        *buffer = NULL;
+        if (!is_given(arrays, i, k)) continue;
+        where->array = k;
+        TRY(check_array(&arrays[k][i], &plan->slots[i]));
+        if (!(arrays[k][i].flags & RMSP_WRITABLE)) return RMSP_READ_ONLY;
+        if (overlaps_itself(&arrays[k][i])) return RMSP_SELF_OVERLAP;
+        *buffer = arrays[k][i].data;
+    }
+    where->array = RMSP_PARAM;
+    return RMSP_OK;
+}
+
+/* Takes a leaf out of the steps until it is bound again. */
+static rmsp_reason leave_out(rmsp_plan *plan, size_t i)
+{
+    for (int k = 0; k < RMSP_STEP_ARRAYS; k++) plan->leaves[i].array[k] = NULL;
+    plan->extras[i].ema = plan->extras[i].grad_sum = NULL;
+    plan->slots[i].low = plan->slots[i].high = 0;
+    return RMSP_OK;
+}
+
+static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *const arrays[RMSP_ARRAY_COUNT], int *moved,
                              rmsp_refusal *where)
 {
     static const rmsp_array absent = {.problem = RMSP_ABSENT};
+    const rmsp_array *const param = &arrays[RMSP_PARAM][i], *const grads = arrays[RMSP_GRAD];
     const rmsp_array *const grad = grads == NULL ? &absent : &grads[i];
     rmsp_slot *const slot = &plan->slots[i];
     const int seen = plan->rules.accumulate > 1 && plan->counts->seen[i];
@@ -361,11 +403,15 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param,
 
     assert(slot->ndim >= 0 && slot->ndim < RMSP_MAX_NDIM); /* and one axis for pairs */
     assert(plan->leaves[i].dtype == (uint32_t)(slot->type & ~RMSP_PAIRS));
-    assert(slot->n == 0 || grads == NULL || plan->leaves[i].array[RMSP_SQUARE_AVG] != NULL);
     assert(slot->ndim == 0 || slot->param_strides != NULL);
     where->leaf = i;
     where->array = RMSP_PARAM;
     slot->param_flags = slot->grad_flags = RMSP_NEVER;
+    if (arrays[RMSP_SQUARE_AVG] != NULL) {
+        if (param->problem == RMSP_ABSENT) return leave_out(plan, i);
+        TRY(bind_buffers(plan, i, arrays, where));
+    }
+    assert(slot->n == 0 || grads == NULL || plan->leaves[i].array[RMSP_SQUARE_AVG] != NULL);
     TRY(check_array(param, slot));
     if (!(param->flags & RMSP_WRITABLE) && (seen || grads == NULL || grad->problem != RMSP_ABSENT))
         return RMSP_READ_ONLY;
@@ -385,7 +431,7 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param,
         *moved |= slot->param_strides[axis] != param->strides[axis];
         slot->param_strides[axis] = param->strides[axis];
     }
-    return place_leaf(plan, i, param, grad);
+    return place_leaf(plan, i, param, grad, arrays);
 }
 
 /* ---- all that is written ---- */
@@ -417,24 +463,26 @@ static void sort_ranges(rmsp_range *ranges, size_t n)
     }
 }
 
-/* State array k of a leaf as a descriptor; data is NULL where there is none. */
-static rmsp_array state_array(const rmsp_plan *plan, size_t i, int k)
+/* Array k of a leaf, one that a step writes, as a descriptor; data is NULL where there is none. */
+static rmsp_array written_array(const rmsp_plan *plan, const rmsp_array *const arrays[RMSP_ARRAY_COUNT], size_t i,
+                                int k)
 {
     const rmsp_slot *const slot = &plan->slots[i];
+    if (arrays[k] != NULL) return arrays[k][i];
     rmsp_array array = {.shape = slot->shape, .strides = slot->strides, .ndim = slot->ndim, .type = slot->type};
-    array.data = k == RMSP_EMA        ? plan->extras[i].ema
-                 : k == RMSP_GRAD_SUM ? plan->extras[i].grad_sum
-                                      : plan->leaves[i].array[k];
+    array.data = *buffer_of(plan, i, k);
     return array;
 }
 
-/* Refuses `array` if it overlaps the state array of any leaf. */
-static rmsp_reason check_state(const rmsp_plan *plan, const rmsp_array *array, rmsp_refusal *where)
+/* Refuses `array` if it overlaps a state array of any leaf. */
+static rmsp_reason check_state(const rmsp_plan *plan, const rmsp_array *const arrays[RMSP_ARRAY_COUNT],
+                               const rmsp_array *array, rmsp_refusal *where)
 {
     for (size_t i = 0; i < plan->leaf_count; i++) {
         for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT; k++) {
-            const rmsp_array state = state_array(plan, i, k);
-            if (state.data == NULL || !rmsp_arrays_overlap(array, &state)) continue;
+            if (*buffer_of(plan, i, k) == NULL) continue;
+            const rmsp_array state = written_array(plan, arrays, i, k);
+            if (!rmsp_arrays_overlap(array, &state)) continue;
             where->other_leaf = i;
             where->other_array = k;
             return RMSP_OVERLAP;
@@ -443,33 +491,42 @@ static rmsp_reason check_state(const rmsp_plan *plan, const rmsp_array *array, r
     return RMSP_OK;
 }
 
-static rmsp_reason check_pair(const rmsp_plan *plan, const rmsp_array *params, const rmsp_range *one,
-                              const rmsp_range *other, rmsp_refusal *where)
+static rmsp_reason check_pair(const rmsp_plan *plan, const rmsp_array *const arrays[RMSP_ARRAY_COUNT],
+                              const rmsp_range *one, const rmsp_range *other, rmsp_refusal *where)
 {
-    const size_t first = one->leaf < other->leaf ? one->leaf : other->leaf;
-    const size_t second = one->leaf < other->leaf ? other->leaf : one->leaf;
-    where->leaf = first;
-    where->array = where->other_array = RMSP_PARAM;
-    where->other_leaf = second;
-    if (first == SIZE_MAX) return RMSP_OK; /* pieces of state memory do not overlap */
-    if (second == SIZE_MAX) return check_state(plan, &params[first], where);
-    return rmsp_arrays_overlap(&params[first], &params[second]) ? RMSP_OVERLAP : RMSP_OK;
+    const int in_order = one->leaf < other->leaf || (one->leaf == other->leaf && one->array < other->array);
+    const rmsp_range *const first = in_order ? one : other, *const second = in_order ? other : one;
+    if (first->leaf == SIZE_MAX) return RMSP_OK; /* pieces of the state's memory do not overlap */
+    const rmsp_array array = written_array(plan, arrays, first->leaf, first->array);
+    where->leaf = first->leaf;
+    where->array = first->array;
+    if (second->leaf == SIZE_MAX) return check_state(plan, arrays, &array, where);
+    where->other_leaf = second->leaf;
+    where->other_array = second->array;
+    const rmsp_array next = written_array(plan, arrays, second->leaf, second->array);
+    return rmsp_arrays_overlap(&array, &next) ? RMSP_OVERLAP : RMSP_OK;
 }
 
-/* Makes the list of written ranges anew, and refuses parameters that overlap each other or the state. */
-static rmsp_reason order_ranges(rmsp_plan *plan, const rmsp_array *params, rmsp_refusal *where)
+/* Makes the list of written ranges anew, and refuses arrays that overlap each other. */
+static rmsp_reason order_ranges(rmsp_plan *plan, const rmsp_array *const arrays[RMSP_ARRAY_COUNT], rmsp_refusal *where)
 {
     rmsp_range *const ranges = plan->ranges;
     size_t count = 0, merged = 0;
     for (size_t i = 0; i < plan->leaf_count; i++) {
         const rmsp_slot *const slot = &plan->slots[i];
-        if (slot->low < slot->high) ranges[count++] = (rmsp_range){slot->low, slot->high, i};
+        if (slot->low < slot->high) ranges[count++] = (rmsp_range){slot->low, slot->high, i, RMSP_PARAM};
+        for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT && slot->low < slot->high; k++) {
+            rmsp_range range = {0, 0, i, k};
+            if (!is_given(arrays, i, k)) continue;
+            range_of(&arrays[k][i], &range.low, &range.high);
+            ranges[count++] = range;
+        }
     }
     for (size_t i = 0; i < plan->memory_count; i++) ranges[count++] = plan->memory[i];
     sort_ranges(ranges, count);
     for (size_t i = 0; i < count; i++) {
         for (size_t j = i + 1; j < count && ranges[j].low < ranges[i].high; j++) {
-            TRY(check_pair(plan, params, &ranges[i], &ranges[j], where));
+            TRY(check_pair(plan, arrays, &ranges[i], &ranges[j], where));
         }
     }
     for (size_t i = 0; i < count; i++) {
@@ -486,7 +543,7 @@ static rmsp_reason order_ranges(rmsp_plan *plan, const rmsp_array *params, rmsp_
 
 int rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high)
 {
-    assert(low <= high && plan->range_count <= plan->leaf_count + plan->memory_count);
+    assert(low <= high);
     size_t first = 0, end = plan->range_count; /* the first range that ends behind `low` is among these, or is `end` */
     while (first < end) {
         const size_t middle = first + (end - first) / 2;
@@ -504,9 +561,10 @@ int rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high)
 }
 
 /* Refuses a gradient that overlaps anything written. */
-static rmsp_reason check_gradient(rmsp_plan *plan, size_t i, const rmsp_array *params, const rmsp_array *grad,
+static rmsp_reason check_gradient(rmsp_plan *plan, size_t i, const rmsp_array *const arrays[RMSP_ARRAY_COUNT],
                                   rmsp_refusal *where)
 {
+    const rmsp_array *const grad = &arrays[RMSP_GRAD][i];
     rmsp_slot *const slot = &plan->slots[i];
     const int dense = slot->grad_flags != RMSP_NEVER; /* its bytes follow from its address */
     uintptr_t low, high;
@@ -515,11 +573,12 @@ static rmsp_reason check_gradient(rmsp_plan *plan, size_t i, const rmsp_array *p
     if (low < high && (low < plan->gap_low || high > plan->gap_high) && !rmsp_find_gap(plan, low, high)) {
         where->leaf = i;
         where->array = RMSP_GRAD;
-        TRY(check_state(plan, grad, where));
+        TRY(check_state(plan, arrays, grad, where));
         for (size_t j = 0; j < plan->leaf_count; j++) {
             where->other_leaf = j;
             where->other_array = RMSP_PARAM;
-            if (rmsp_arrays_overlap(grad, &params[j])) return RMSP_OVERLAP;
+            if (is_given(arrays, j, RMSP_PARAM) && rmsp_arrays_overlap(grad, &arrays[RMSP_PARAM][j]))
+                return RMSP_OVERLAP;
         }
     }
     if (dense) slot->clear = grad->data;
@@ -540,22 +599,22 @@ rmsp_work rmsp_plan_work(const rmsp_plan *plan)
     return work;
 }
 
-rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where)
+rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *const arrays[RMSP_ARRAY_COUNT], rmsp_refusal *where)
 {
-    int moved = !plan->bound;
+    const rmsp_array *const grads = arrays[RMSP_GRAD];
+    int moved = !plan->bound || arrays[RMSP_SQUARE_AVG] != NULL;
     assert(plan->leaves != NULL && plan->slots != NULL && plan->extras != NULL && plan->ranges != NULL);
-    assert(params != NULL && where != NULL);
+    assert(arrays[RMSP_PARAM] != NULL && where != NULL);
+    assert(arrays[RMSP_SQUARE_AVG] == NULL || plan->memory_count == 0);
     assert(plan->rules.accumulate <= 1 || (plan->counts != NULL && plan->counts->seen != NULL));
     plan->bound = 0;
-    for (size_t i = 0; i < plan->leaf_count; i++) {
-        TRY(bind_leaf(plan, i, &params[i], grads, &moved, where));
-    }
+    for (size_t i = 0; i < plan->leaf_count; i++) TRY(bind_leaf(plan, i, arrays, &moved, where));
     if (moved) {
         for (size_t i = 0; i < plan->leaf_count; i++) plan->slots[i].clear = NULL;
-        TRY(order_ranges(plan, params, where));
+        TRY(order_ranges(plan, arrays, where));
     }
     for (size_t i = 0; grads != NULL && i < plan->leaf_count; i++) {
-        if (grads[i].problem == RMSP_OK) TRY(check_gradient(plan, i, params, &grads[i], where));
+        if (grads[i].problem == RMSP_OK) TRY(check_gradient(plan, i, arrays, where));
     }
     plan->bound = 1;
     plan->work = rmsp_plan_work(plan);

@@ -429,7 +429,7 @@ RMSP_HOT void rmsp_run(const rmsp_plan *plan, rmsp_op op, double scale, rmsp_wor
     assert(work.elements == rmsp_plan_work(plan).elements);
     run_context run = {plan, rmsp_isa_active_table(), op, scale, copies, work.elements};
     const size_t bytes = rmsp_grain();
-    const size_t most = work.bytes <= bytes ? 1 : (size_t)rmsp_thread_count();
+    const size_t most = work.bytes <= bytes ? 1 : (size_t)rmsp_thread_count(plan->threads);
     if (most == 1) {
         run_share(&run, 0, work.elements);
         return;

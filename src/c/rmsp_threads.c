@@ -46,7 +46,11 @@ void rmsp_threads_init(void) {}
 
 int rmsp_has_threads(void) { return 0; }
 
-int rmsp_thread_count(void) { return 1; }
+int rmsp_thread_count(int preferred)
+{
+    (void)preferred;
+    return 1;
+}
 
 void rmsp_share(size_t count, int threads, int wake, rmsp_spans_fn *work, void *context)
 {
@@ -75,9 +79,10 @@ void rmsp_share(size_t count, int threads, int wake, rmsp_spans_fn *work, void *
 
 int rmsp_has_threads(void) { return 1; }
 
-int rmsp_thread_count(void)
+int rmsp_thread_count(int preferred)
 {
     int count = rmsp_load_int(&thread_limit);
+    if (count <= 0) count = preferred;
 #ifdef _OPENMP
     if (count <= 0) count = omp_get_max_threads();
 #endif

@@ -10,9 +10,7 @@ cdef const char *reason_name(c.rmsp_reason reason) noexcept nogil
 cdef void dense_strides(
     int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense
 ) noexcept nogil
-cdef c.rmsp_reason bind(
-    c.rmsp_plan *plan, const c.rmsp_array *params, const c.rmsp_array *grads, c.rmsp_refusal *where
-) noexcept nogil
+cdef c.rmsp_reason bind(c.rmsp_plan *plan, const c.rmsp_array *const *arrays, c.rmsp_refusal *where) noexcept nogil
 cdef size_t axis_count(const c.rmsp_plan *plan) noexcept nogil
 cdef void use_axes(c.rmsp_plan *plan, c.rmsp_axis *axes) noexcept nogil
 cdef bint find_gap(c.rmsp_plan *plan, uintptr_t low, uintptr_t high) noexcept nogil

@@ -32,10 +32,8 @@ cdef void dense_strides(
     c.rmsp_dense_strides(ndim, shape, strides, size, dense)
 
 
-cdef c.rmsp_reason bind(
-    c.rmsp_plan *plan, const c.rmsp_array *params, const c.rmsp_array *grads, c.rmsp_refusal *where
-) noexcept nogil:
-    return c.rmsp_bind(plan, params, grads, where)
+cdef c.rmsp_reason bind(c.rmsp_plan *plan, const c.rmsp_array *const *arrays, c.rmsp_refusal *where) noexcept nogil:
+    return c.rmsp_bind(plan, arrays, where)
 
 
 cdef size_t axis_count(const c.rmsp_plan *plan) noexcept nogil:
@@ -163,7 +161,7 @@ cdef class Claim:
 
 def num_threads():
     """See runtime.num_threads."""
-    return c.rmsp_thread_count()
+    return c.rmsp_thread_count(0)
 
 
 def set_num_threads(int n):

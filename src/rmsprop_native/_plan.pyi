@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, Self
 
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from rmsprop_native.tree import Tree
 BUFFERS: tuple[str, ...]
 
 def as_arrays(structure: Tree, leaves: list[Any]) -> list[NDArray[Any]]: ...
+def is_torch_tensor(leaf: object) -> bool: ...
+def use_exchange_table(wanted: bool) -> bool: ...
 
 class Plan:
     def __init__(
@@ -41,3 +44,25 @@ class Plan:
 
 class PlanOwner:
     _plan: Plan
+
+STEPPED: int
+NOTHING: int
+NEEDS_NUMBERS: int
+NEEDS_STATE: int
+NEEDS_PLAN: int
+REFUSED: int
+
+class TensorPlan(Plan):
+    refused: tuple[int, int, Exception]
+    steps: int
+    def __init__(
+        self,
+        structure: Tree,
+        params: list[Any],
+        every: list[Any],
+        places: list[int],
+        see: Callable[[Any, Any], Any],
+        num_threads: Callable[[], int],
+    ) -> None: ...
+    def set_groups(self, watched: list[tuple[Any, ...]], masks: list[int], step_tensor: Any) -> None: ...
+    def step_groups(self, groups: list[dict[str, Any]], state: Any, left_out: set[int] | None) -> int: ...

@@ -6,8 +6,8 @@ a) A step takes the claim on its state as its first act and releases it as its l
 b) Leaves are borrowed only while no Python code can run: the usual containers are walked in C, and a small step keeps
    the GIL to its last write. Where Python code runs, or the GIL is released, the plan holds references. No memory is
    allocated to take them, since that could run finalizers.
-c) From the first descriptor to the last write no Python code runs. A descriptor is made by the source of its object:
-   `describe_numpy`; another one has its place in `describe`.
+c) From the first descriptor to the last write no Python code runs. A descriptor is made by the source of its object
+   (_sources.pxi). What must be asked of tensors by calls of torch is asked before.
 d) Which arrays may be stepped is decided by rmsp_bind alone; arrays.py puts its reasons into words. The short way,
    rmsp_bind_again, is a part of it that is inlined here.
 e) A plan names no state: it is given coefficients, and says when it needs others.
@@ -18,9 +18,11 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.dict cimport PyDict_GetItemWithError
+from cpython.exc cimport PyErr_Clear
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
@@ -42,6 +44,9 @@ cdef extern from "Python.h":
     bint PyType_IsSubtype(PyTypeObject *one, PyTypeObject *other) noexcept
     bint PyList_CheckExact(object o) noexcept
     Py_ssize_t PyList_GET_SIZE(object o) noexcept
+    PyObject *PyList_GET_ITEM(object o, Py_ssize_t i) noexcept
+    int PyDict_Next(PyObject *o, Py_ssize_t *position, PyObject **key, PyObject **value) noexcept
+    void Py_XDECREF(PyObject *o) noexcept
     PyObject **PySequence_Fast_ITEMS(object o) noexcept
     PyObject *PyImport_GetModuleDict() noexcept
     PyObject *PyModule_GetDict(PyObject *module) noexcept
@@ -69,92 +74,7 @@ cdef int BUFFER_COUNT = len(BUFFERS)
 cdef dict NONFINITE = {"propagate": c.RMSP_PROPAGATE, "skip": c.RMSP_SKIP, "raise": c.RMSP_REPORT}
 
 
-# ---- sources: from objects to descriptors ----
-
-cdef PyTypeObject *NDARRAY = <PyTypeObject *>np.ndarray
-cdef PyTypeObject *ROW_GRAD = <PyTypeObject *>RowGrad
-cdef enum:
-    TYPE_NUMS = 32
-
-# For each of NumPy's type numbers the type of the library, or -1; and the names of those it has.
-cdef int type_of_num[TYPE_NUMS]
-cdef str SUPPORTED
-
-
-cdef str fill_type_of_num():
-    cdef int num, dtype
-    cdef const c.rmsp_dtype_info *info
-    cdef list names = []
-    for num in range(TYPE_NUMS):
-        type_of_num[num] = -1
-    for dtype in range(c.RMSP_DTYPE_COUNT):
-        info = _core.dtype_info(dtype)
-        real, pair = np.dtype(chr(info.code)), np.dtype(chr(info.code).upper())
-        type_of_num[real.num] = dtype
-        type_of_num[pair.num] = dtype | c.RMSP_PAIRS
-        names += [real.name, pair.name]
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-SUPPORTED = fill_type_of_num()
-
-
-cdef int num_of_type(int type) noexcept:
-    """NumPy's number of a type of the library."""
-    cdef int num = 0
-    while type_of_num[num] != type:
-        num += 1
-    return num
-
-
-cdef inline void describe_numpy(PyObject *o, c.rmsp_array *array) noexcept:
-    """An ndarray, by the fields of its C structure: a subclass cannot say anything else."""
-    cdef int num = cnp.PyArray_TYPE(<cnp.ndarray>o)
-    array.data = cnp.PyArray_DATA(<cnp.ndarray>o)
-    array.ndim = cnp.PyArray_NDIM(<cnp.ndarray>o)
-    array.shape = <const ptrdiff_t *>cnp.PyArray_DIMS(<cnp.ndarray>o)
-    array.strides = <const ptrdiff_t *>cnp.PyArray_STRIDES(<cnp.ndarray>o)
-    array.flags = cnp.PyArray_FLAGS(<cnp.ndarray>o)
-    array.rows = NULL
-    array.type = type_of_num[num] if 0 <= num < TYPE_NUMS else -1
-    array.problem = c.RMSP_OK
-    if array.type < 0:
-        array.problem = c.RMSP_UNSUPPORTED
-    elif not cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>o):
-        array.problem = c.RMSP_BYTE_ORDER
-        array.type = -1
-
-
-# Names made beforehand: without memory for them a masked array would pass as a plain one.
-cdef str NUMPY_MA = "numpy.ma", MASKED_ARRAY = "MaskedArray"
-
-
-cdef bint is_masked(PyObject *o) noexcept:
-    """Whether an array is a masked one; numpy.ma is not imported for it."""
-    cdef PyObject *modules = PyImport_GetModuleDict()
-    cdef PyObject *found = PyDict_GetItemWithError(<object>modules, NUMPY_MA) if PyDict_Check(modules) else NULL
-    if found == NULL or not PyModule_Check(found):
-        return False
-    found = PyDict_GetItemWithError(<object>PyModule_GetDict(found), MASKED_ARRAY)
-    return found != NULL and PyType_Check(found) and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
-
-
-cdef void describe_unusual(PyObject *o, c.rmsp_array *array) noexcept:
-    if PyType_IsSubtype(Py_TYPE(<object>o), NDARRAY):
-        describe_numpy(o, array)
-        if is_masked(o):
-            array.problem = c.RMSP_MASKED
-            array.type = -1
-        return
-    array.problem = c.RMSP_ABSENT if o == <PyObject *>None else c.RMSP_NOT_AN_ARRAY
-    array.type = -1
-
-
-cdef inline void describe(PyObject *o, c.rmsp_array *array) noexcept:
-    if Py_TYPE(<object>o) == NDARRAY:
-        describe_numpy(o, array)
-    else:
-        describe_unusual(o, array)
+include "_sources.pxi"
 
 
 cdef inline bint is_row_grad(PyObject *o) noexcept:
@@ -190,30 +110,13 @@ cdef inline bint bind_ndarrays(c.rmsp_plan *plan, size_t i, PyObject *param, PyO
     return bind_described(plan, i, &p, &g)
 
 
-cdef bint bind_others(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *grad) noexcept:
+cdef bint bind_others(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *grad, bint has_tensors) noexcept:
     cdef c.rmsp_array p, g
+    if not has_tensors and (is_tensor(param) or is_tensor(grad)):
+        return False  # it must be prepared first
     describe(param, &p)
     describe(grad, &g)
     return bind_described(plan, i, &p, &g)
-
-
-def as_arrays(object structure, list leaves):
-    """Views of the leaves as exact ndarrays, which no other code holds, so that their shapes and dtypes cannot change.
-
-    Raises
-    ------
-    TypeError
-        If a leaf is no array of a supported type; the message names it.
-    """
-    cdef c.rmsp_array array
-    cdef list arrays = []
-    for i, leaf in enumerate(leaves):
-        describe(<PyObject *>leaf, &array)
-        if array.problem != c.RMSP_OK:
-            name = title("parameter", tuple(structure.paths())[i])
-            raise refusal(_core.reason_name(array.problem).decode(), name, leaf, supported=SUPPORTED)
-        arrays.append(np.ndarray.view(leaf, np.ndarray))
-    return arrays
 
 
 cdef inline bint is_number(object o, double number) noexcept:
@@ -270,7 +173,6 @@ cdef void *next_table(uintptr_t *end, size_t size) noexcept:
     return table
 
 
-@cython.final
 cdef class Plan:
     """The buffers of one state, and what is known of its arrays, laid out for one call of the library a step.
 
@@ -308,9 +210,12 @@ cdef class Plan:
     cdef c.rmsp_axis *axes
     cdef double *sums
     cdef c.rmsp_work whole  # where every leaf has a gradient of all elements
-    cdef c.rmsp_array *described  # room for the descriptors of all leaves: parameters, then gradients
+    cdef int kinds  # of arrays that are given at each step: parameters and gradients, and for a subclass buffers too
+    cdef c.rmsp_array *described  # room for the descriptors of all leaves: parameters, gradients, and so on
+    cdef ptrdiff_t *strides  # room for the strides of tensors, likewise
     cdef PyObject **leaves  # room for the leaves, likewise
     cdef size_t held  # how many of them hold references
+    cdef bint has_tensors  # the leaves are held, and prepared, before they are described
     cdef list prepared  # the rows and values of gradients of rows, while they are stepped
     cdef object groups  # the index of each leaf's group, as given last
     cdef bint ready  # there are coefficients, but for what a call gives and schedules say
@@ -331,7 +236,7 @@ cdef class Plan:
         self.names = names
         if len(models) != structure.size or <size_t>len(models) != (1 if self.root is None else self.root.size):
             raise ValueError("the parts of the structure do not fit each other")
-        self._allocate(structure.size, 3 * sum([model.ndim for model in models]))
+        self._allocate(structure.size, 3 * sum([model.ndim for model in models]), 2)
         self._fill_slots(models)
         if params is not None:
             self._check(params)
@@ -340,7 +245,7 @@ cdef class Plan:
         memset(self.base, 0, self.size)  # the system gives the pages now, not within the first step
         self._place_buffers(starts)
 
-    cdef int _allocate(self, size_t n, size_t shape_count) except -1:
+    cdef int _allocate(self, size_t n, size_t shape_count, int kinds) except -1:
         """Get memory for so many leaves, lengths and strides: one piece, since each page of memory that a step finds in
         no cache takes time."""
         cdef uintptr_t end = 0
@@ -355,13 +260,14 @@ cdef class Plan:
             self.plan.slots = <c.rmsp_slot *>next_table(&end, n * sizeof(c.rmsp_slot))
             self.only_group = <c.rmsp_group *>next_table(&end, sizeof(c.rmsp_group))
             self.shapes = <ptrdiff_t *>next_table(&end, shape_count * sizeof(ptrdiff_t))
-            self.leaves = <PyObject **>next_table(&end, 2 * n * sizeof(PyObject *))
+            self.leaves = <PyObject **>next_table(&end, kinds * n * sizeof(PyObject *))
             self.plan.memory = <c.rmsp_range *>next_table(&end, sizeof(c.rmsp_range))
-            self.plan.ranges = <c.rmsp_range *>next_table(&end, (n + 1) * sizeof(c.rmsp_range))
+            self.plan.ranges = <c.rmsp_range *>next_table(&end, ((kinds - 1) * n + 1) * sizeof(c.rmsp_range))
             self.plan.extras = <c.rmsp_extra *>next_table(&end, n * sizeof(c.rmsp_extra))
         self.plan.leaf_count = n
         self.plan.counts = &self.claim.counts
         self.shape_count = shape_count
+        self.kinds = kinds
         return 0
 
     cdef int _allocate_buffers(self, size_t size) except -1:
@@ -384,6 +290,7 @@ cdef class Plan:
         PyMem_Free(self.axes)
         PyMem_Free(self.sums)
         PyMem_Free(self.described)
+        PyMem_Free(self.strides)
 
     cdef int _fill_slots(self, list models) except -1:
         cdef size_t i
@@ -470,7 +377,7 @@ cdef class Plan:
         cdef c.rmsp_slot *slot
         cdef void **buffer
         new.structure, new.claim, new.root, new.names = self.structure, claim, self.root, self.names
-        new._allocate(n, self.shape_count)
+        new._allocate(n, self.shape_count, self.kinds)
         new._allocate_buffers(self.size)
         memcpy(new.base, self.base, self.size)
         memcpy(new.shapes, self.shapes, self.shape_count * sizeof(ptrdiff_t))
@@ -709,8 +616,12 @@ cdef class Plan:
         for i in range(self.plan.leaf_count):
             self.leaves[i] = <PyObject *>params[i]
         self._make_room()
+        if any([find_if_tensor(<PyObject *>param) for param in params]):
+            params = [seen_as(param) for param in params]
+            for i in range(self.plan.leaf_count):
+                self.leaves[i] = <PyObject *>params[i]
         for i in range(self.plan.leaf_count):
-            describe(self.leaves[i], &self.described[i])
+            self._describe(self.leaves[i], i, c.RMSP_PARAM)
         return self._bind_described(self.leaves, NULL)
 
     def step(self, object params, object grads, object lr, object grad_scale):
@@ -770,6 +681,8 @@ cdef class Plan:
             if self.root is not None and not self._borrow(only[0], only[1], &param, &grad):
                 self._collect(params, grads)
                 param, grad = self.leaves, self.leaves + self.plan.leaf_count
+            if self.has_tensors:
+                self._prepare_tensors(&param, &grad)
             if not self.plan.bound or not self._bind_again(param, grad):
                 self._bind(&param, &grad)
             if _core.is_large(max(self.plan.work.bytes, self.whole.bytes if self.plan.rules.accumulate > 1 else 0)):
@@ -875,7 +788,7 @@ cdef class Plan:
             if Py_TYPE(<object>param[i]) == NDARRAY and Py_TYPE(<object>grad[i]) == NDARRAY:
                 if not bind_ndarrays(&self.plan, i, param[i], grad[i]):
                     return False
-            elif bind_others(&self.plan, i, param[i], grad[i]):
+            elif bind_others(&self.plan, i, param[i], grad[i], self.has_tensors):
                 has_all &= self.plan.leaves[i].array[<int>c.RMSP_GRAD] != NULL
             else:
                 return False
@@ -884,9 +797,45 @@ cdef class Plan:
 
     cdef int _make_room(self) except -1:
         if self.described == NULL:
-            self.described = <c.rmsp_array *>PyMem_Calloc(2 * self.plan.leaf_count, sizeof(c.rmsp_array))
-            if self.described == NULL:
+            self.described = <c.rmsp_array *>PyMem_Calloc(self.kinds * self.plan.leaf_count, sizeof(c.rmsp_array))
+            self.strides = <ptrdiff_t *>PyMem_Calloc(self.kinds * (self.shape_count // 3), sizeof(ptrdiff_t))
+            if self.described == NULL or self.strides == NULL:
                 raise MemoryError()
+        return 0
+
+    cdef inline void _describe(self, PyObject *o, size_t i, int k) noexcept:
+        """Describe what is array k of a leaf, where rmsp_bind reads it."""
+        cdef c.rmsp_slot *slot = &self.plan.slots[i]
+        cdef size_t at = k * (self.shape_count // 3) + (slot.shape - self.shapes) // 3
+        describe(o, &self.described[k * self.plan.leaf_count + i], self.strides + at, slot.ndim)
+
+    cdef int _prepare_tensors(self, PyObject ***param, PyObject ***grad) except -1:
+        """Ask tensors what descriptors do not show, and count a write to those that are parameters, as autograd wants
+        it of an operation in place."""
+        cdef size_t i, n = self.plan.leaf_count
+        cdef c.rmsp_array array
+        cdef object leaf, seen
+        self._hold(param, grad)
+        written = [
+            <object>self.leaves[i] for i in range(n)
+            if is_tensor(self.leaves[i]) and self.leaves[n + i] != <PyObject *>None
+        ]
+        for i in range(2 * n):
+            if not is_tensor(self.leaves[i]):
+                continue
+            leaf = <object>self.leaves[i]
+            if describe_by_table == NULL:
+                seen = seen_as(leaf)
+                Py_INCREF(seen)
+                self.leaves[i] = <PyObject *>seen
+                Py_DECREF(leaf)
+                continue
+            describe(self.leaves[i], &array)
+            if array.problem == c.RMSP_OK and may_be_lazy(&array) and has_lazy_bits(leaf):
+                what = "gradient" if i >= n else "parameter"
+                raise refusal("lazy_bits", title(what, self._path(i - n if i >= n else i)), leaf)
+        if written:
+            increment_version(written)
         return 0
 
     cdef int _bind(self, PyObject ***param, PyObject ***grad) except -1:
@@ -894,6 +843,9 @@ cdef class Plan:
         cdef size_t i, n = self.plan.leaf_count
         cdef tuple pair
         self._make_room()
+        if not self.has_tensors and self._find_tensors(param[0], grad[0]):
+            self.has_tensors = True
+            self._prepare_tensors(param, grad)
         for i in range(n):
             if is_row_grad(grad[0][i]):
                 self._hold(param, grad)
@@ -901,37 +853,64 @@ cdef class Plan:
                     self.prepared = [None] * n
                 self.prepared[i] = self._prepare_rows(i, <object>grad[0][i])
         for i in range(n):
-            describe(param[0][i], &self.described[i])
+            self._describe(param[0][i], i, c.RMSP_PARAM)
             if self.prepared is None or self.prepared[i] is None:
-                describe(grad[0][i], &self.described[n + i])
+                self._describe(grad[0][i], i, c.RMSP_GRAD)
                 continue
             pair = <tuple>self.prepared[i]
-            describe(<PyObject *>pair[1], &self.described[n + i])
+            self._describe(<PyObject *>pair[1], i, c.RMSP_GRAD)
             if self.described[n + i].problem == c.RMSP_ABSENT:
                 self.described[n + i].problem = c.RMSP_NOT_AN_ARRAY  # rows without values are not a missing gradient
             self.described[n + i].rows = <const ptrdiff_t *>cnp.PyArray_DATA(<cnp.ndarray>pair[0])
             self.described[n + i].row_count = <size_t>cnp.PyArray_DIM(<cnp.ndarray>pair[0], 0)
         return self._bind_described(param[0], grad[0])
 
+    cdef bint _find_tensors(self, PyObject **param, PyObject **grad) except -1:
+        """Whether any leaf is a tensor."""
+        cdef size_t i
+        for i in range(self.plan.leaf_count):
+            if TENSOR == NULL and (
+                is_instance_of(param[i], TORCH, TENSOR_NAME) or is_instance_of(grad[i], TORCH, TENSOR_NAME)
+            ):
+                self._hold(&param, &grad)
+                find_tensors()
+            if is_tensor(param[i]) or is_tensor(grad[i]):
+                return True
+        return False
+
     cdef tuple _prepare_rows(self, size_t i, object grad):
         """Rows of a gradient in a private array, and their values."""
+        values = grad.values
+        if find_if_tensor(<PyObject *>values):
+            grad = RowGrad(grad.rows, values.detach().numpy())
         cdef c.rmsp_slot *slot = &self.plan.slots[i]
         rows, values = merge_rows(self._path(i), grad, tuple([slot.shape[axis] for axis in range(slot.ndim)]))
         return <cnp.ndarray?>rows, values
 
     cdef int _bind_described(self, PyObject **param, PyObject **grad) except -1:
         cdef c.rmsp_refusal where
-        cdef c.rmsp_array *grads = NULL if grad == NULL else self.described + self.plan.leaf_count
-        cdef c.rmsp_reason reason = _core.bind(&self.plan, self.described, grads, &where)
+        cdef int reason = self._call_bind(grad != NULL, &where)
+        if reason != c.RMSP_OK:
+            self._refuse(<c.rmsp_reason>reason, &where, param, grad)
+        return 0
+
+    cdef int _call_bind(self, bint has_grads, c.rmsp_refusal *where) except -1:
+        """What rmsp_bind finds of all that was described."""
+        cdef const c.rmsp_array *arrays[7]
+        cdef c.rmsp_reason reason
+        cdef int k
+        for k in range(c.RMSP_ARRAY_COUNT):
+            arrays[k] = self.described + k * self.plan.leaf_count if k < self.kinds else NULL
+        if not has_grads:
+            arrays[<int>c.RMSP_GRAD] = NULL
+        reason = _core.bind(&self.plan, arrays, where)
         if reason == c.RMSP_NEEDS_AXES:
             self.axes = <c.rmsp_axis *>PyMem_Calloc(_core.axis_count(&self.plan), sizeof(c.rmsp_axis))
             if self.axes == NULL:
                 raise MemoryError()
             _core.use_axes(&self.plan, self.axes)
-            reason = _core.bind(&self.plan, self.described, grads, &where)
-        if reason != c.RMSP_OK:
-            self._refuse(reason, &where, param, grad)
-        return 0
+            reason = _core.bind(&self.plan, arrays, where)
+        return reason
 
     cdef int _refuse(self, c.rmsp_reason reason, c.rmsp_refusal *where, PyObject **param, PyObject **grad) except -1:
         """Raise what rmsp_bind found, in words."""
@@ -939,6 +918,8 @@ cdef class Plan:
         cdef bint is_grad = where.array == c.RMSP_GRAD, overlaps = reason == c.RMSP_OVERLAP
         # Borrowed references are read or taken over first: what follows may run Python code.
         cdef object array = <object>(grad if is_grad else param)[where.leaf]
+        if where.array > c.RMSP_GRAD:
+            array = <object>self.leaves[where.array * self.plan.leaf_count + where.leaf]
         cdef bint is_other = (
             overlaps and where.other_array == c.RMSP_PARAM and param[where.other_leaf] == <PyObject *>array
         )
@@ -954,11 +935,11 @@ cdef class Plan:
             other = title(ARRAYS[where.other_array], paths[where.other_leaf])
         raise refusal(
             _core.reason_name(reason).decode(),
-            title("gradient" if is_grad else "parameter", paths[where.leaf]),
+            title(ARRAYS[where.array], paths[where.leaf]),
             array,
             shape=shape,
             dtype=self._dtype(where.leaf),
-            owner="its parameter" if is_grad else "its square_avg",
+            owner="its square_avg" if where.array == c.RMSP_PARAM else "its parameter",
             rows=rows,
             other=other,
             is_other=is_other,
@@ -967,6 +948,9 @@ cdef class Plan:
 
     cdef object _dtype(self, size_t i):
         return cnp.PyArray_DescrFromType(num_of_type(self.plan.slots[i].type))
+
+
+include "_tensors.pxi"
 
 
 @cython.auto_pickle(False)

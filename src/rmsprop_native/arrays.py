@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -150,9 +151,11 @@ def refusal(
     if issubclass(type(array), RowGrad):
         array = cast("RowGrad", array).values
     if reason in ("absent", "not_an_array"):
-        return TypeError(f"{name} is a {type(array).__name__}, not a numpy.ndarray")
-    # By the properties of ndarray: a subclass may override them.
-    its_shape, its_dtype, strides = (getattr(np.ndarray, key).__get__(array) for key in ("shape", "dtype", "strides"))
+        return TypeError(f"{name} is {_a(type(array).__name__)}, not a numpy.ndarray{_remedy(array)}")
+    its_shape, its_dtype, strides = _looks(array)
+    device = getattr(array, "device", None)
+    if reason == "not_strided" and getattr(device, "type", "cpu") != "cpu":
+        reason = "device"
     shown = shape if rows is None else f"{shape}; the values of {rows} rows have {(rows, *shape[1:])}"
     if reason == "overlap":
         if name.startswith(("parameter", "the parameter")):
@@ -163,10 +166,16 @@ def refusal(
         "is a RowGrad, which cannot be accumulated: rows left out would be decayed. "
         "Values of rows given twice are summed: give the rows of all batches at once"
     )
+    byte_order = (
+        f"has byte order {getattr(its_dtype, 'str', '')!r}; convert it with .astype('{getattr(its_dtype, 'name', '')}')"
+    )
     messages: dict[str, tuple[type[Exception], str]] = {
         "masked": (TypeError, "is a masked array; pass its .data or .filled(0)"),
+        "device": (TypeError, f"is on device {device}; a step runs on the CPU: move it with .cpu()"),
+        "not_strided": (TypeError, "has no memory laid out by strides (a sparse tensor?); pass .to_dense()"),
+        "lazy_bits": (ValueError, "is a lazy conjugate or negative; pass .resolve_conj() or .resolve_neg()"),
         "unsupported": (TypeError, f"has dtype {its_dtype}; supported are {supported}"),
-        "byte_order": (TypeError, f"has byte order {its_dtype.str!r}; convert it with .astype('{its_dtype.name}')"),
+        "byte_order": (TypeError, byte_order),
         "misaligned": (ValueError, "is misaligned in memory; copy it with .copy()"),
         "null_data": (ValueError, "has elements and no memory"),
         "other_dtype": (TypeError, f"has dtype {its_dtype}, {owner} has {dtype}"),
@@ -180,3 +189,39 @@ def refusal(
     }
     kind, message = messages[reason]
     return kind(f"{name} {message}")
+
+
+def _looks(array: Any) -> tuple[Any, Any, Any]:
+    """The shape, dtype and strides of an array or tensor, for messages."""
+    if issubclass(type(array), np.ndarray):  # by the properties of ndarray: a subclass may override them
+        shape, dtype, strides = (getattr(np.ndarray, key).__get__(array) for key in ("shape", "dtype", "strides"))
+        return shape, dtype, strides
+    try:
+        strides = array.stride()
+    except RuntimeError:  # a sparse tensor has none
+        strides = None
+    return tuple(array.shape), str(array.dtype), strides
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[:1] in "AEIOUaeiou" else f"a {noun}"
+
+
+# What to do with objects of other libraries, by the name of the package that their class is from.
+_REMEDIES = {
+    "torch": "; of torch's tensors only torch.Tensor and torch.nn.Parameter are taken, of a DTensor its .to_local()",
+    "jaxlib": " and cannot be changed in place; keep the parameters as NumPy arrays, numpy.array(x) copies one",
+    "tensorflow": "; keep the parameters as NumPy arrays: v.numpy() reads a variable, v.assign(x) writes it",
+}
+
+
+def _remedy(array: object) -> str:
+    """What a message proposes for an object that is no array."""
+    kind = type(array)
+    if isinstance(array, Iterator):
+        return "; it can be read only once: pass list(...) of it"
+    for base in kind.__mro__:
+        remedy = _REMEDIES.get(base.__module__.partition(".")[0])
+        if remedy:
+            return remedy
+    return ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from rmsprop_native._functional import update_
+from rmsprop_native._plan import is_torch_tensor
 from rmsprop_native.tree import flatten
 
 if TYPE_CHECKING:
@@ -61,5 +62,7 @@ def update(
 
 
 def _copied(leaf: Any) -> Any:
-    """A copy of an array, of its class; anything else as it is, for the step to refuse."""
+    """A copy of an array, of its class, or of a tensor; anything else as it is, for the step to refuse."""
+    if is_torch_tensor(leaf):
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
     return np.ndarray.copy(leaf, order="K") if issubclass(type(leaf), np.ndarray) else leaf

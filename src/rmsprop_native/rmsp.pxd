@@ -10,6 +10,8 @@ cdef extern from "rmsp_dtype.h" nogil:
         size_t size
 
     int RMSP_DTYPE_COUNT
+    int RMSP_F32
+    int RMSP_F64
 
 
 cdef extern from "rmsp_atomic.h" nogil:
@@ -75,6 +77,11 @@ cdef extern from "rmsp.h" nogil:
         RMSP_MASKED
         RMSP_UNSUPPORTED
         RMSP_BYTE_ORDER
+        RMSP_DEVICE
+        RMSP_NOT_STRIDED
+        RMSP_LAZY_BITS
+        RMSP_OTHER_DTYPE
+        RMSP_OTHER_SHAPE
         RMSP_OVERLAP
         RMSP_NEEDS_AXES
         RMSP_REASON_COUNT
@@ -136,6 +143,7 @@ cdef extern from "rmsp.h" nogil:
         uintptr_t low
         uintptr_t high
         size_t leaf
+        int array
 
     ctypedef enum rmsp_nonfinite:
         RMSP_PROPAGATE
@@ -172,6 +180,7 @@ cdef extern from "rmsp.h" nogil:
         rmsp_range *memory
         size_t memory_count
         rmsp_range *ranges
+        int threads
         int bound
         rmsp_work work
 
@@ -185,6 +194,9 @@ cdef extern from "rmsp.h" nogil:
         const rmsp_plan *plan, rmsp_leaf *leaf, rmsp_slot *slot, const rmsp_array *param, const rmsp_array *grad
     ) noexcept
 
+    unsigned rmsp_order_flags(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides) noexcept
+    bint rmsp_is_bound(const rmsp_slot *slot, const void *bound, const rmsp_array *buffer) noexcept
+
     bint rmsp_ranges_overlap(uintptr_t low, uintptr_t high, uintptr_t other_low, uintptr_t other_high) noexcept
 
     const rmsp_dtype_info rmsp_dtypes[1]
@@ -192,9 +204,7 @@ cdef extern from "rmsp.h" nogil:
     void rmsp_dense_strides(
         int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size, ptrdiff_t *dense
     ) noexcept
-    rmsp_reason rmsp_bind(
-        rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads, rmsp_refusal *where
-    ) noexcept
+    rmsp_reason rmsp_bind(rmsp_plan *plan, const rmsp_array *const *arrays, rmsp_refusal *where) noexcept
     size_t rmsp_axis_count(const rmsp_plan *plan) noexcept
     void rmsp_use_axes(rmsp_plan *plan, rmsp_axis *axes) noexcept
     bint rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high) noexcept
@@ -217,7 +227,7 @@ cdef extern from "rmsp.h" nogil:
     void rmsp_set_grain(size_t bytes) noexcept
     const size_t RMSP_SPAN
     void rmsp_threads_init() noexcept
-    int rmsp_thread_count() noexcept
+    int rmsp_thread_count(int preferred) noexcept
     int rmsp_set_thread_limit(int limit) noexcept
     int rmsp_has_threads() noexcept
     const int RMSP_MAX_THREADS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmsprop_native._core import Claim
-from rmsprop_native._plan import Plan, PlanOwner, as_arrays
+from rmsprop_native._plan import Plan, PlanOwner, as_arrays, is_torch_tensor
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.options import Options, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves, rates_of_leaf
@@ -42,7 +42,8 @@ class State(PlanOwner):
         Calls since the last step, with ``accumulate`` > 1.
     square_avg : array or nested container of arrays
         The running mean of squared gradients: structure, shapes and dtypes of the parameters. The containers are
-        read-only (a dict that cannot be changed, a tuple for a list); their arrays may be written, with ``[...]``.
+        read-only (a dict that cannot be changed, a tuple for a list); their arrays may be written, with ``[...]``. They
+        are tensors where the parameters are.
     momentum_buffer, grad_avg, ema, grad_sum : array or nested container of arrays, or None
         Likewise, with momentum, if centered, with averaged weights, and while accumulating; else None.
 
@@ -63,6 +64,7 @@ class State(PlanOwner):
         "_options",
         "_overrides",
         "_structure",
+        "_tensors",
     )
 
     _claim: Claim
@@ -74,6 +76,7 @@ class State(PlanOwner):
     _options: Options
     _overrides: dict[str, dict[str, Any]]
     _structure: Tree
+    _tensors: tuple[bool, ...]
 
     def __init__(self) -> None:
         raise TypeError("a State is made by rmsprop_native.init(params, ...)")
@@ -137,7 +140,12 @@ class State(PlanOwner):
     def _tree(self, name: str) -> Any:
         if name not in self._options.buffers:
             return None
-        return self._structure.unflatten(iter(self._plan.arrays(name)), read_only=True)
+        buffers: list[Any] = self._plan.arrays(name)
+        if any(self._tensors):
+            import torch  # only where parameters are its tensors
+
+            buffers = [torch.from_numpy(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
+        return self._structure.unflatten(iter(buffers), read_only=True)
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
         """Change hyper-parameters from the next step on; those that `overrides` set for a leaf stay.
@@ -220,6 +228,7 @@ class State(PlanOwner):
         with self._claim:
             return {
                 "structure": self._structure,
+                "tensors": self._tensors,
                 "options": self._options,
                 "overrides": self._overrides,
                 "step": self.step,
@@ -247,13 +256,14 @@ class State(PlanOwner):
             seen = saved["seen"]
             if not isinstance(structure, Tree) or set(buffers) != set(options.buffers) or type(seen) is not bytes:
                 raise ValueError("the parts of the state do not fit each other")
-            if len(buffers["square_avg"]) != structure.size:
+            tensors = tuple([bool(is_tensor) for is_tensor in saved["tensors"]])
+            if not len(buffers["square_avg"]) == len(tensors) == structure.size:
                 raise ValueError("the parts of the state do not fit each other")
             models = as_arrays(structure, list(buffers["square_avg"]))
             if accumulated >= options.accumulate or set(seen) - {0, 1}:
                 raise ValueError("the parts of the state do not fit each other")
             made = cls.__new__(cls)
-            _fill(made, structure, options, overrides, models)
+            _fill(made, structure, options, overrides, models, tensors)
             made._take_over(buffers, step, skipped, accumulated, seen)
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"no state can be made of what was saved: {error}") from error
@@ -351,15 +361,18 @@ def _fill(
     options: Options,
     overrides: Mapping[str, Mapping[str, Any]],
     models: list[NDArray[Any]],
+    tensors: tuple[bool, ...],
     params: list[Any] | None = None,
 ) -> None:
-    """Make a new state of its parts; buffers are zeros of the shapes, dtypes and memory orders of `models`.
+    """Make a new state of its parts; buffers are zeros of the shapes, dtypes and memory orders of `models`, shown as
+    torch tensors where `tensors` says so.
 
     `params` are refused if no step could write them.
     """
     paths = list(structure.paths())
     check_paths(paths)
     state._structure = structure
+    state._tensors = tensors
     state._options = options
     state._overrides = check_overrides(overrides)
     state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
@@ -383,7 +396,8 @@ def init(
     ----------
     params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
         The parameters: float32 or float64, or complex64 or complex128, which count as pairs of reals; of any shape,
-        memory order and strides. They are not changed, and not kept alive longer than the state.
+        memory order and strides. They are not changed, and not kept alive longer than the state. Tensors of torch on
+        the CPU are taken like arrays; the state shows its buffers for them as tensors.
     preset : str, optional
         A key of `PRESETS`, for what a framework means by RMSProp; explicit options win over it.
     overrides : mapping of str to mapping, optional
@@ -423,7 +437,8 @@ def init(
     leaves, structure = flatten(params)
     models = as_arrays(structure, leaves)
     state = State.__new__(State)
-    _fill(state, structure, checked, {} if overrides is None else overrides, models, leaves)
+    tensors = tuple([is_torch_tensor(leaf) for leaf in leaves])
+    _fill(state, structure, checked, {} if overrides is None else overrides, models, tensors, leaves)
     for dtype in state._dtypes:
         check_initial(checked, dtype)
     _rates(state._groups, state._dtypes, None, 1.0, 0)  # raises what the first step would

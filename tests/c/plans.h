@@ -317,7 +317,7 @@ static inline void finish_sample(sample *s)
             }
         }
     }
-    s->plan.memory[0] = (rmsp_range){(uintptr_t)s->state, (uintptr_t)s->state + bytes, SIZE_MAX};
+    s->plan.memory[0] = (rmsp_range){(uintptr_t)s->state, (uintptr_t)s->state + bytes, SIZE_MAX, 0};
     for (size_t i = 0; i < s->plan.leaf_count; i++) spans += s->plan.slots[i].n / RMSP_SPAN + 1;
     s->sums = allocate(spans, sizeof *s->sums);
     spans = 0;
@@ -390,15 +390,23 @@ static inline void set_row_grad(sample *s, size_t i, size_t special)
     set_grad(s, i, grad);
 }
 
+/* rmsp_bind for a plan that has its state arrays. */
+static inline rmsp_reason bind_arrays(rmsp_plan *plan, const rmsp_array *params, const rmsp_array *grads,
+                                      rmsp_refusal *where)
+{
+    const rmsp_array *const arrays[RMSP_ARRAY_COUNT] = {params, grads};
+    return rmsp_bind(plan, arrays, where);
+}
+
 /* Binds what the lists say, with axes where they are needed. */
 static inline rmsp_reason bind_sample(sample *s, rmsp_refusal *where)
 {
-    rmsp_reason reason = rmsp_bind(&s->plan, s->param_list, s->grad_list, where);
+    rmsp_reason reason = bind_arrays(&s->plan, s->param_list, s->grad_list, where);
     if (reason != RMSP_NEEDS_AXES) return reason;
     CHECK(!s->plan.bound && s->axes == NULL);
     s->axes = allocate(rmsp_axis_count(&s->plan), sizeof *s->axes);
     rmsp_use_axes(&s->plan, s->axes);
-    reason = rmsp_bind(&s->plan, s->param_list, s->grad_list, where);
+    reason = bind_arrays(&s->plan, s->param_list, s->grad_list, where);
     CHECK(reason != RMSP_NEEDS_AXES);
     return reason;
 }

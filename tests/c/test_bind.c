@@ -89,7 +89,7 @@ static void test_read_only(void)
     rmsp_refusal where;
     s->param_list[2].flags &= ~(unsigned)RMSP_WRITABLE;
     must_bind(s); /* it has no gradient */
-    CHECK(rmsp_bind(&s->plan, s->param_list, NULL, &where) == RMSP_READ_ONLY);
+    CHECK(bind_arrays(&s->plan, s->param_list, NULL, &where) == RMSP_READ_ONLY);
     CHECK(where.leaf == 2 && where.array == RMSP_PARAM && !s->plan.bound);
     s->grad_list[0].flags &= ~(unsigned)RMSP_WRITABLE;
     must_bind(s); /* a gradient may be */
@@ -275,7 +275,7 @@ static void check_layout(int type, int ndim, const ptrdiff_t *shape, lie param, 
     set_leaf(s, 0, new_array(type, ndim, shape, param), 0, fortran);
     finish_sample(s);
     set_new_grad(s, 0, grad, 0);
-    const rmsp_reason reason = rmsp_bind(&s->plan, s->param_list, s->grad_list, &where);
+    const rmsp_reason reason = bind_arrays(&s->plan, s->param_list, s->grad_list, &where);
     CHECK(reason == (is_dense ? RMSP_OK : RMSP_NEEDS_AXES));
     CHECK(s->plan.bound == is_dense);
     must_bind(s);
@@ -539,7 +539,7 @@ static void test_gaps_by_brute_force(void)
         for (size_t k = 0; k < 2 * count; k++) ends[k] = 100 + 200 * k / (2 * count) + below(6);
         qsort(ends, 2 * count, sizeof *ends, compare);
         for (size_t k = 0; k < count; k++) {
-            ranges[k] = (rmsp_range){ends[2 * k], ends[2 * k + 1] + (ends[2 * k] == ends[2 * k + 1]), k};
+            ranges[k] = (rmsp_range){ends[2 * k], ends[2 * k + 1] + (ends[2 * k] == ends[2 * k + 1]), k, 0};
             if (k > 0 && ranges[k].low < ranges[k - 1].high) ranges[k].low = ranges[k - 1].high;
             if (ranges[k].high <= ranges[k].low) ranges[k].high = ranges[k].low + 1;
         }
@@ -752,7 +752,7 @@ static void test_bind_again(void)
             if (s->plan.rules.accumulate > 1 && below(4) == 0) s->counts.seen[0] ^= 1;
             const int yes = s->plan.bound && bind_again(s);
             rmsp_plan copy = fresh_copy(s, &axes);
-            const rmsp_reason reason = rmsp_bind(&copy, s->param_list, s->grad_list, &where);
+            const rmsp_reason reason = bind_arrays(&copy, s->param_list, s->grad_list, &where);
             if (yes) {
                 CHECK(reason == RMSP_OK);
             } else {

@@ -14,7 +14,7 @@ int main(void)
 {
     rmsp_threads_init();
     CHECK(!rmsp_has_threads());
-    CHECK(rmsp_thread_count() == 1);
+    CHECK(rmsp_thread_count(0) == 1);
     return 0;
 }
 

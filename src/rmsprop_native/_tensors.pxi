@@ -1,0 +1,373 @@
+# The plan of an optimizer of torch: parameters, gradients and buffers are tensors that are read anew at each step;
+# included by _plan.pyx.
+#
+# The parameters are those of the optimizer's groups, the buffers those of its state, found by name in the dict that
+# belongs to the parameter. All are collected first, as owned references, since to read `.grad` allocates; then they are
+# described, bound and stepped as those of any plan. What this module cannot decide, it returns to the caller, which
+# runs Python and tries again: nothing has been written then.
+
+cdef str PARAMS = "params", GRAD = "grad", LR = "lr", STEP = "step"
+
+STEPPED, NOTHING, NEEDS_NUMBERS, NEEDS_STATE, NEEDS_PLAN, REFUSED = range(6)
+
+cdef enum:
+    IS_STEPPED, IS_NOTHING, WANTS_NUMBERS, WANTS_STATE, WANTS_PLAN, IS_REFUSED
+
+
+@cython.final
+cdef class TensorPlan(Plan):
+    """What is known of the parameters that an optimizer of torch steps, for one call of the library a step.
+
+    Parameters
+    ----------
+    structure : Tree
+        Of the parameters that are stepped here: a flat one.
+    params : list of torch.Tensor
+        Those parameters, or what stands for them, in that order.
+    every : list of torch.Tensor
+        All parameters of the optimizer's groups, in order.
+    places : list of int
+        For each of them its index in `params`, or -1.
+    see : callable
+        Called with a parameter, gradient or buffer that is no tensor proper, and its parameter; returns the tensor that
+        stands for it, or None.
+    num_threads : callable
+        How many threads torch uses.
+    """
+    cdef list every
+    cdef list own  # those of them that are stepped here
+    cdef list places
+    cdef object see
+    cdef object get_num_threads
+    cdef list watched  # for each group a tuple of keys and values, by which it is known to have the same options
+    cdef list masks  # for each group the bits of the buffers that its parameters have
+    cdef object step_tensor  # of all parameters
+    cdef readonly tuple refused  # the leaf, another one that it overlaps or -1, and the exception that says why
+
+    def __init__(self, object structure, list params, list every, list places, object see, object get_num_threads):
+        cdef size_t i, n = len(params), ndims = 0
+        cdef int axis, size
+        cdef c.rmsp_array array
+        cdef c.rmsp_slot *slot
+        cdef ptrdiff_t *shapes
+        cdef ptrdiff_t strides[MAX_NDIM]
+        self.structure, self.claim = structure, _core.Claim(n)
+        self.every, self.places, self.see, self.get_num_threads = every, places, see, get_num_threads
+        self.own = [param for param, place in zip(every, places, strict=True) if place >= 0]
+        self.names = ()
+        if len(self.own) != <Py_ssize_t>n or structure.size != n:
+            raise ValueError("the parts of the plan do not fit each other")
+        seen = []
+        for param in params:
+            find_if_tensor(<PyObject *>param)
+            seen.append(seen_as(param))
+            describe(<PyObject *>seen[-1], &array, strides, MAX_NDIM)
+            if array.problem != c.RMSP_OK:
+                raise ValueError("a parameter is not supported")
+            ndims += array.ndim
+        self._allocate(n, 3 * ndims, c.RMSP_ARRAY_COUNT)
+        self.plan.memory_count = 0
+        shapes = self.shapes
+        for i in range(n):
+            describe(<PyObject *>seen[i], &array, strides, MAX_NDIM)
+            if array.problem != c.RMSP_OK or shapes + 3 * array.ndim > self.shapes + 3 * ndims:
+                raise ValueError("a parameter changed meanwhile")
+            slot = &self.plan.slots[i]
+            slot.type, slot.ndim = array.type, array.ndim
+            slot.n = 2 if array.type & c.RMSP_PAIRS else 1
+            slot.shape, slot.strides, slot.param_strides = shapes, shapes + array.ndim, shapes + 2 * array.ndim
+            for axis in range(array.ndim):
+                shapes[axis] = array.shape[axis]
+                slot.n *= <size_t>array.shape[axis]
+            shapes += 3 * array.ndim
+            self.plan.leaves[i].n = slot.n
+            self.plan.leaves[i].dtype = slot.type & ~c.RMSP_PAIRS
+            self.plan.leaves[i].array[<int>c.RMSP_GRAD] = self.plan.leaves  # any address, for the sum of the work
+        self.whole = _core.plan_work(&self.plan)
+        for i in range(n):
+            self.plan.leaves[i].array[<int>c.RMSP_GRAD] = NULL
+
+    def set_groups(self, list watched, list masks, object step_tensor):
+        """Say by which values the groups are known again, which buffers each has, and which tensor counts the steps;
+        after set_numbers, whose lr are those of the steps."""
+        cdef size_t g
+        for g in range(self.plan.group_count):
+            c.rmsp_group_set_lr(&self.plan.groups[g], self.lrs[g])
+        self.watched, self.masks, self.step_tensor = watched, masks, step_tensor
+        self.plan.bound = 0
+
+    @property
+    def steps(self):
+        """Steps taken."""
+        return self.claim.steps
+
+    def step_groups(self, list groups, object state, object left_out):
+        """Step every parameter that has a gradient.
+
+        Parameters
+        ----------
+        groups : list of dict
+            The optimizer's param_groups.
+        state : dict
+            The optimizer's state.
+        left_out : set of int or None
+            Leaves that this step leaves to others.
+
+        Returns
+        -------
+        int
+            STEPPED; NOTHING where no parameter has a gradient; NEEDS_NUMBERS, NEEDS_STATE, NEEDS_PLAN where the options
+            of a group have changed, a parameter lacks buffers, the parameters are others; REFUSED with `refused`.
+        """
+        cdef int outcome
+        _core.take(self.claim)
+        try:
+            outcome = self._watch(groups)
+            if outcome == IS_STEPPED:
+                outcome = self._collect_groups(groups, state, left_out)
+            if outcome == IS_STEPPED:
+                outcome = self._bind_and_step()
+        finally:
+            self._release_all()
+            _core.release(self.claim)
+        return outcome
+
+    # ---- the options of the groups ----
+
+    cdef int _watch(self, list groups) except -1:
+        """Whether the groups have the options that the coefficients were formed of; a new lr is taken over."""
+        cdef size_t g
+        cdef Py_ssize_t k
+        cdef tuple known
+        cdef PyObject *value
+        cdef object lr, group
+        cdef double rate
+        if not self.ready:
+            return WANTS_NUMBERS
+        if len(groups) != len(self.watched):
+            return WANTS_PLAN
+        for g in range(self.plan.group_count):
+            group, known = groups[g], <tuple>self.watched[g]
+            if type(group) is not dict:
+                return WANTS_NUMBERS
+            for k in range(0, len(known), 2):
+                value = PyDict_GetItemWithError(group, known[k])
+                if value == NULL or (value != <PyObject *>known[k + 1] and not (
+                    PyFloat_Check(<object>value) and is_number(known[k + 1], PyFloat_AS_DOUBLE(<object>value))
+                )):
+                    return WANTS_NUMBERS
+            value = PyDict_GetItemWithError(group, LR)
+            if value == NULL:
+                return WANTS_NUMBERS
+            lr = <object>value
+            if type(lr) is not float:
+                lr = lr.item() if is_tensor(value) else None
+                if type(lr) is not float:
+                    return WANTS_NUMBERS
+            rate = PyFloat_AS_DOUBLE(lr)
+            if is_number(self.lrs[g], rate):
+                continue
+            if not (0.0 <= rate <= self.largest and rate * self.plan.groups[g].decay <= self.largest):
+                return WANTS_NUMBERS
+            self.lrs[g] = lr
+            c.rmsp_group_set_lr(&self.plan.groups[g], rate)
+        return IS_STEPPED
+
+    # ---- the tensors ----
+
+    cdef int _take_tensor(self, int k, size_t i, object tensor, object param) except -1:
+        """Hold what stands for array k of a leaf."""
+        cdef c.rmsp_slot *slot = &self.plan.slots[i]
+        if not is_tensor(<PyObject *>tensor):
+            tensor = self.see(tensor, param)
+            if not is_tensor(<PyObject *>tensor):
+                what = f"is a {type(tensor).__name__}" if tensor is not None else "is no tensor proper"
+                return self._say_refused(i, -1, TypeError(f"{self._title(k, i)} {what}"))
+        if slot.n == 1 or slot.type & c.RMSP_PAIRS:
+            if has_lazy_bits(tensor):
+                return self._say_refused(i, -1, refusal("lazy_bits", self._title(k, i), tensor))
+        if describe_by_table == NULL:
+            try:
+                tensor = seen_as(tensor)
+            except (TypeError, RuntimeError) as error:
+                return self._say_refused(i, -1, error)
+        Py_INCREF(tensor)
+        self.leaves[k * self.plan.leaf_count + i] = <PyObject *>tensor
+        return IS_STEPPED
+
+    cdef str _title(self, int k, size_t i):
+        return title(ARRAYS[k], self._path(i))
+
+    cdef int _say_refused(self, size_t i, Py_ssize_t other, object error) except -1:
+        self.refused = (i, other, error)
+        return IS_REFUSED
+
+    cdef int _collect_groups(self, list groups, object state, object left_out) except -1:
+        """Hold the tensors of every parameter that has a gradient, and all that is to be asked before descriptors."""
+        cdef size_t g, n = self.plan.leaf_count, count = 0
+        cdef Py_ssize_t at = 0, j, i, position = 0
+        cdef int k, outcome, mask
+        cdef object params, param, grad
+        cdef PyObject *key = NULL
+        cdef PyObject *entry = NULL
+        cdef PyObject *found
+        cdef list written
+        if not PyDict_Check(<PyObject *>state):
+            raise TypeError(f"the optimizer's state is a {type(state).__name__}, not a dict")
+        for g in range(len(groups)):
+            found = PyDict_GetItemWithError(<object>groups[g], PARAMS)
+            if found == NULL or not PyList_CheckExact(<object>found):
+                return WANTS_PLAN
+            params = <object>found
+            mask = self.masks[g]
+            for j in range(PyList_GET_SIZE(params)):
+                if at >= PyList_GET_SIZE(self.every) or PyList_GET_ITEM(params, j) != PyList_GET_ITEM(self.every, at):
+                    return WANTS_PLAN
+                param = <object>PyList_GET_ITEM(params, j)
+                i = self.places[at]
+                at += 1
+                if i < 0 or (left_out is not None and i in left_out):
+                    continue
+                grad = getattr(param, GRAD)
+                if grad is None:
+                    continue
+                # The state usually has the parameters in their order: a lookup would call Tensor.__hash__.
+                if PyDict_Next(<PyObject *>state, &position, &key, &entry) == 0 or key != <PyObject *>param:
+                    entry = PyDict_GetItemWithError(state, param)
+                if entry == NULL or not PyDict_Check(entry):
+                    return WANTS_STATE
+                if PyDict_GetItemWithError(<object>entry, STEP) != <PyObject *>self.step_tensor:
+                    return WANTS_STATE
+                for k in range(c.RMSP_SQUARE_AVG, c.RMSP_ARRAY_COUNT):
+                    if not mask >> k & 1:
+                        continue
+                    found = PyDict_GetItemWithError(<object>entry, BUFFERS[k - <int>c.RMSP_SQUARE_AVG])
+                    if found == NULL:
+                        return WANTS_STATE
+                    outcome = self._take_tensor(k, i, <object>found, param)
+                    if outcome != IS_STEPPED:
+                        return outcome
+                outcome = self._take_tensor(c.RMSP_PARAM, i, param, param)
+                if outcome == IS_STEPPED:
+                    outcome = self._take_tensor(c.RMSP_GRAD, i, grad, param)
+                if outcome != IS_STEPPED:
+                    return outcome
+                count += 1
+        if at != PyList_GET_SIZE(self.every):
+            return WANTS_PLAN
+        if count == 0:
+            return IS_NOTHING
+        written = self.own
+        if count != n:
+            written = [self.own[i] for i in range(<Py_ssize_t>n) if self.leaves[i] != NULL]
+        increment_version(written)
+        if _core.is_large(self.whole.bytes):
+            self.plan.threads = self.get_num_threads()
+        return IS_STEPPED
+
+    cdef void _release_all(self) noexcept:
+        cdef size_t i
+        cdef PyObject *held
+        for i in range(self.kinds * self.plan.leaf_count):
+            held = self.leaves[i]
+            self.leaves[i] = NULL
+            Py_XDECREF(held)
+
+    cdef bint _bind_groups_again(self) noexcept:
+        """Bind tensors like those of the last step; False where rmsp_bind must decide."""
+        cdef size_t i, n = self.plan.leaf_count
+        cdef int k
+        cdef bint has_all = True
+        cdef c.rmsp_array param, grad, buffer
+        cdef PyObject *o
+        for i in range(n):
+            if self.leaves[i] == NULL:
+                self.plan.leaves[i].array[<int>c.RMSP_GRAD] = NULL
+                has_all = False
+                continue
+            describe_unusual(self.leaves[i], &param)
+            describe_unusual(self.leaves[n + i], &grad)
+            if not bind_described(&self.plan, i, &param, &grad):
+                return False
+            for k in range(c.RMSP_SQUARE_AVG, c.RMSP_ARRAY_COUNT):
+                o = self.leaves[k * n + i]
+                if o == NULL:
+                    if self._buffer(i, k - <int>c.RMSP_SQUARE_AVG)[0] != NULL:
+                        return False
+                    continue
+                describe_unusual(o, &buffer)
+                if not c.rmsp_is_bound(
+                    &self.plan.slots[i], self._buffer(i, k - <int>c.RMSP_SQUARE_AVG)[0], &buffer
+                ):
+                    return False
+        self.plan.work = self.whole if has_all else _core.plan_work(&self.plan)
+        return True
+
+    cdef int _bind_groups(self) except -1:
+        """Bind any tensors, or say why not."""
+        cdef size_t i, n = self.plan.leaf_count
+        cdef int k
+        cdef c.rmsp_array array
+        cdef c.rmsp_refusal where
+        cdef int reason
+        self._make_room()
+        for i in range(self.kinds * n):
+            if self.leaves[i] == NULL or not is_tensor(self.leaves[i]):
+                continue
+            describe_unusual(self.leaves[i], &array)
+            if array.problem == c.RMSP_OK and may_be_lazy(&array) and has_lazy_bits(<object>self.leaves[i]):
+                k = i // n
+                return self._say_refused(
+                    i % n, -1, refusal("lazy_bits", self._title(k, i % n), <object>self.leaves[i])
+                )
+        for k in range(self.kinds):
+            for i in range(n):
+                if self.leaves[k * n + i] == NULL:
+                    self._describe(<PyObject *>None, i, k)
+                else:
+                    self._describe(self.leaves[k * n + i], i, k)
+        reason = self._call_bind(True, &where)
+        if reason == c.RMSP_OK:
+            return IS_STEPPED
+        if where.array == c.RMSP_PARAM and (reason == c.RMSP_OTHER_DTYPE or reason == c.RMSP_OTHER_SHAPE):
+            return WANTS_PLAN
+        try:
+            self._refuse(<c.rmsp_reason>reason, &where, self.leaves, self.leaves + n)
+        except (TypeError, ValueError) as error:
+            return self._say_refused(where.leaf, where.other_leaf if reason == c.RMSP_OVERLAP else -1, error)
+
+    cdef int _bind_and_step(self) except -1:
+        cdef int outcome
+        cdef c.rmsp_found found
+        cdef c.rmsp_array count
+        if not self.plan.bound or not self._bind_groups_again():
+            outcome = self._bind_groups()
+            if outcome != IS_STEPPED:
+                return outcome
+        describe(<PyObject *>self.step_tensor, &count)
+        if count.problem != c.RMSP_OK or count.ndim != 0 or count.type & c.RMSP_PAIRS:
+            return WANTS_STATE
+        if not self._read_count(&count):
+            return WANTS_STATE
+        if _core.is_large(self.plan.work.bytes):
+            with nogil:
+                _core.step(&self.plan, &found)
+        else:
+            _core.step(&self.plan, &found)
+        # The tensor is held by this plan alone, and no one can have changed its memory but by its elements.
+        if count.type == c.RMSP_F32:
+            (<float *>count.data)[0] = <float>self.claim.counts.steps
+        else:
+            (<double *>count.data)[0] = <double>self.claim.counts.steps
+        return IS_STEPPED
+
+    cdef bint _read_count(self, c.rmsp_array *count) noexcept:
+        """Take the count of steps from its tensor, where that was changed; False if it is no count."""
+        cdef double value = (<float *>count.data)[0] if count.type == c.RMSP_F32 else (<double *>count.data)[0]
+        cdef double known = <float>self.claim.counts.steps if count.type == c.RMSP_F32 else self.claim.counts.steps
+        if value == known:
+            return True
+        if not 0 <= value < 9e15:
+            return False
+        c.rmsp_store_int64(&self.claim.counts.steps, <long long>value)
+        return True

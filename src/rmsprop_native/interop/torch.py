@@ -1,0 +1,705 @@
+"""RMSProp as optimizers of torch: `RMSprop`, a drop-in for torch.optim.RMSprop, and `RMSpropTF`, one for timm's.
+
+a) There is no second state: the buffers are the tensors in ``optimizer.state[p]``, the options those in
+   ``optimizer.param_groups``. Both are read at every step, so that whatever changes or replaces them is honoured. The
+   plan of the compiled step is a cache of what was found.
+b) Parameters that the compiled step refuses, for whatever reason, are stepped by torch's own operations in the same
+   call, and `native` says why.
+c) All parameters of the compiled step share one tensor that counts steps; `state_dict` gives each one of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd import _profiler_enabled
+from torch.optim import optimizer as base
+from torch.optim.rmsprop import rmsprop
+
+from rmsprop_native._plan import (
+    NEEDS_NUMBERS,
+    NEEDS_PLAN,
+    NEEDS_STATE,
+    NOTHING,
+    REFUSED,
+    STEPPED,
+    TensorPlan,
+)
+from rmsprop_native.coefficients import check_dtype, group_of, largest_number
+from rmsprop_native.options import Options
+from rmsprop_native.presets import PRESETS, make_options
+from rmsprop_native.tree import flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["Native", "RMSprop", "RMSpropTF"]
+
+Group = dict[str, Any]
+
+# The bit of each buffer that a parameter has; square_avg is array 2 of a leaf.
+_BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(("square_avg", "momentum_buffer", "grad_avg", "ema"))}
+
+# What torch.optim.RMSprop calls our options, and those that it has not, with the values that make it the same.
+_TORCH_NAMES = {
+    "lr": "lr", "alpha": "rho", "eps": "eps", "weight_decay": "weight_decay", "momentum": "momentum",
+    "centered": "centered", "maximize": "maximize",
+}  # fmt: skip
+_OWN = {
+    "nesterov": False, "eps_inside_sqrt": False, "lr_in_momentum": False, "bias_correction": False,
+    "decoupled_weight_decay": False, "initial_square_avg": 0.0, "ema": None, "clip_value": None, "clip_norm": None,
+    "clip_global_norm": None,
+}  # fmt: skip
+_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+try:
+    from torch.distributed.tensor import DTensor, Partial
+except ImportError:  # a torch built without distributed
+    DTensor = Partial = None
+
+
+class _Default(float):
+    """A default that a preset may replace: known by identity, shown as the number that it is."""
+
+    def __repr__(self) -> str:
+        return repr(int(self)) if self.is_integer() else float.__repr__(self)
+
+
+class _DefaultFalse(int):
+    """The same for a flag."""
+
+    def __repr__(self) -> str:
+        return "False"
+
+
+_LR, _ALPHA, _EPS, _MOMENTUM = _Default(1e-2), _Default(0.99), _Default(1e-8), _Default(0)
+_CENTERED: Any = _DefaultFalse(0)
+
+
+@dataclass(frozen=True, repr=False)
+class Native:
+    """Which parameters of an optimizer take the compiled step; true if all of them do.
+
+    Attributes
+    ----------
+    count : int
+        All parameters.
+    reasons : dict of (int, int) to str
+        For each of the others, by the indices of its group and of itself in it, why torch's own operations step it.
+    """
+
+    count: int
+    reasons: Mapping[tuple[int, int], str]
+
+    def __bool__(self) -> bool:
+        return not self.reasons
+
+    def __repr__(self) -> str:
+        lines = [f"{self.count - len(self.reasons)} of {self.count} parameters take the native step"]
+        lines += [f"  param_groups[{g}]['params'][{i}] {reason}" for (g, i), reason in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def _local(tensor: Any, param: Any) -> Any:
+    """What stands for a tensor that is not one proper: the local part of a DTensor that lies as its parameter does."""
+    if DTensor is None or type(tensor) is not DTensor or type(param) is not DTensor:
+        return None
+    if tensor.device_mesh != param.device_mesh or tensor.placements != param.placements:
+        return None
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def _hooked(plain: Any) -> Any:
+    """A `step` that does what torch's wrapper does where there are hooks or a profiler; that wrapper takes twice the
+    time of a small step.
+    """
+    with_hooks = base.Optimizer.profile_hook_step(plain)
+
+    @functools.wraps(plain)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        self = args[0]
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or base._global_optimizer_pre_hooks
+            or base._global_optimizer_post_hooks
+            or _profiler_enabled()
+        ):
+            return with_hooks(*args, **kwargs)
+        return plain(*args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined] # what Optimizer looks at before it wraps a step
+    step._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return step
+
+
+def _separate_counts(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Give each parameter a count of its own: torch's class would increment a shared one once for each."""
+    entries = dict(state_dict["state"])
+    for key, entry in entries.items():
+        if isinstance(entry, dict) and "step" in entry and entry["step"] is optimizer._count:
+            entries[key] = {**entry, "step": optimizer._count.clone()}
+    return {**state_dict, "state": entries}
+
+
+class RMSprop(torch.optim.RMSprop):
+    """torch.optim.RMSprop whose step is one pass in C: a drop-in.
+
+    Its arguments, defaults, param_groups, hooks, state and checkpoints are those of torch.optim.RMSprop; on the CPU in
+    float32, float64, complex64 and complex128 its step is the compiled one of this library, to the bit that of
+    `rmsprop_native.update_`. Anything else is stepped by torch's own operations, in the same call; `native` says what
+    and why.
+
+    Parameters
+    ----------
+    params : iterable of torch.Tensor, of dict or of (str, torch.Tensor)
+        As for torch.optim.RMSprop.
+    lr : float or torch.Tensor, default 1e-2
+        Learning rate.
+    alpha : float, default 0.99
+        Decay of the running mean of squared gradients.
+    eps : float, default 1e-8
+        Added to the root, or with `eps_inside_sqrt` under it.
+    weight_decay, momentum : float, default 0
+        As for torch.optim.RMSprop.
+    centered : bool, default False
+        Divide by the root of the gradient's variance. Where rounding makes that negative it is 0, not NaN.
+    capturable, differentiable : bool, default False
+        As for torch.optim.RMSprop, whose operations are used then.
+    foreach : bool, optional
+        Which of torch's implementations steps what is not native.
+    maximize : bool, default False
+        Step along the gradient.
+    preset : str, optional
+        A key of `rmsprop_native.PRESETS`, as "sb3" or "keras": its numbers are the defaults.
+    nesterov, eps_inside_sqrt, lr_in_momentum, bias_correction, decoupled_weight_decay : bool, default False
+        As for `rmsprop_native.Options`.
+    initial_square_avg : float, default 0.0
+        What `square_avg` starts from.
+    ema : float, optional
+        Keep averaged weights in ``optimizer.state[p]["ema"]``, with this decay.
+    clip_value, clip_norm, clip_global_norm : float, optional
+        As for `rmsprop_native.Options`; `clip_global_norm` must be the same in all groups.
+
+    Attributes
+    ----------
+    native : Native
+        Which parameters take the compiled step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As torch.optim.RMSprop, in its words; for the further options as `rmsprop_native.Options`.
+
+    Notes
+    -----
+    Large parameters are stepped by as many threads as `torch.get_num_threads` says, unless
+    `rmsprop_native.set_num_threads` has been called. The result does not depend on it.
+
+    All parameters of the compiled step share one count of steps, by which `bias_correction` goes. Where two optimizers
+    share a state, as after ``other.load_state_dict(optimizer.state_dict())``, they share its buffers, as torch's do.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmsprop_native.interop.torch import RMSprop
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = RMSprop(model.parameters(), lr=0.01)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     model(torch.ones(2, 3)).square().sum().backward()
+    ...     optimizer.step()
+    >>> optimizer.native
+    2 of 2 parameters take the native step
+    """
+
+    # For pickle and deepcopy, which make an optimizer without __init__.
+    _plan: TensorPlan | None = None
+    _count: Any = None  # the tensor in which native parameters count their steps
+    _others: tuple[tuple[int, int], ...] = ()  # what is not native, as indices of groups and in them
+    _reasons: Mapping[tuple[int, int], str] = {}
+    _places: tuple[tuple[int, int], ...] = ()  # of each leaf of the plan
+    _refused: Mapping[tuple[int, int], str] = {}  # by the last step
+    _names: Mapping[str, str] = {**_TORCH_NAMES, **{name: name for name in _OWN}}
+    _fixed: Mapping[str, Any] = {}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = _LR,
+        alpha: float = _ALPHA,
+        eps: float = _EPS,
+        weight_decay: float = 0,
+        momentum: float = _MOMENTUM,
+        centered: bool = _CENTERED,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        preset: str | None = None,
+        nesterov: bool | None = None,
+        eps_inside_sqrt: bool | None = None,
+        lr_in_momentum: bool | None = None,
+        bias_correction: bool | None = None,
+        decoupled_weight_decay: bool | None = None,
+        initial_square_avg: float | None = None,
+        ema: float | None = None,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+    ) -> None:
+        if preset is not None:
+            make_options(preset)  # raises if there is none
+        chosen = {} if preset is None else dict(PRESETS[preset])
+        own = {name: value for name, value in locals().items() if name in _OWN}
+        own = {name: chosen.get(name, _OWN[name]) if value is None else value for name, value in own.items()}
+        lr = chosen.get("lr", float(lr)) if lr is _LR else lr
+        alpha = chosen.get("rho", float(alpha)) if alpha is _ALPHA else alpha
+        eps = chosen.get("eps", float(eps)) if eps is _EPS else eps
+        momentum = chosen.get("momentum", 0) if momentum is _MOMENTUM else momentum
+        centered = chosen.get("centered", False) if centered is _CENTERED else centered
+        super().__init__(
+            params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
+        )
+        self._take_own(own)
+
+    def _take_own(self, own: dict[str, Any]) -> None:
+        """Add options that torch's class does not have to the groups, and check them."""
+        self.defaults.update(own)
+        for group in self.param_groups:
+            for name, value in own.items():
+                group.setdefault(name, value)
+            if not self._is_torchs(group):
+                self._options(group)
+        self._optimizer_state_dict_post_hooks[-1] = _separate_counts
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = self._count = None
+        for group in self.param_groups:
+            for name in self._names:
+                if name in self.defaults:
+                    group.setdefault(name, self.defaults[name])
+        self._optimizer_state_dict_post_hooks.setdefault(-1, _separate_counts)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, of this class or of torch.optim.RMSprop.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` gave. Options that torch's class does not have stay as they are if it has none.
+
+        Raises
+        ------
+        ValueError
+            If it has other groups than the optimizer.
+        """
+        saved = state_dict["param_groups"]
+        if len(saved) == len(self.param_groups):
+            own = [{name: group[name] for name in self._names if name in group} for group in self.param_groups]
+            groups = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
+            state_dict = {**state_dict, "param_groups": groups}
+        super().load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """As torch's; the options of a new group are checked."""
+        super().add_param_group(param_group)
+        self._plan = None
+
+    @property
+    def native(self) -> Native:
+        """Which parameters take the compiled step, as far as is known before the next one, and after the last."""
+        if self._plan is None:
+            self._make_plan()
+        count = sum(len(group["params"]) for group in self.param_groups)
+        return Native(count, dict(sorted({**self._refused, **self._reasons}.items())))
+
+    # ---- the step ----
+
+    @_hooked
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform a single optimization step.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Reevaluates the model and returns the loss; called with gradients enabled.
+
+        Returns
+        -------
+        object
+            What `closure` returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._plan is None or self._others or self._refused:
+            self._step_all()
+        else:
+            outcome = self._plan.step_groups(self.param_groups, self.state, None)
+            if outcome > NOTHING:
+                self._step_all()
+        return loss
+
+    def _step_all(self) -> None:
+        """The step, with whatever it needs before, and by torch's operations where it is not native."""
+        if self._plan is not None and any(
+            self._reason(self.param_groups[g]["params"][i], self.param_groups[g]) is None
+            for g, i in self._others
+            if g < len(self.param_groups) and i < len(self.param_groups[g]["params"])
+        ):
+            self._plan = None
+        refused: dict[int, str] = {}
+        while True:
+            if self._plan is None:
+                self._make_plan()
+                refused = {}
+            assert self._plan is not None
+            outcome = self._plan.step_groups(self.param_groups, self.state, set(refused) or None)
+            if outcome in (STEPPED, NOTHING):
+                break
+            if outcome in (NEEDS_NUMBERS, NEEDS_PLAN):
+                self._plan = None
+            elif outcome == NEEDS_STATE:
+                self._make_state()
+            elif outcome == REFUSED:
+                leaf, other, error = self._plan.refused
+                refused[leaf] = str(error)
+                if other >= 0:
+                    refused.setdefault(other, str(error))
+        self._refused = {self._places[leaf]: reason for leaf, reason in refused.items()}
+        others = sorted({*self._others, *self._refused})
+        if others:
+            with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+                self._step_by_torch(others)
+
+    # ---- what is native, and with which numbers ----
+
+    def _options(self, group: Group) -> Options:
+        """The options of a group."""
+        options = {name: group[key] for key, name in self._names.items() if key in group}
+        return Options(**{**options, **self._fixed, "lr": float(group["lr"]), "momentum": float(group["momentum"])})
+
+    def _is_torchs(self, group: Group) -> bool:
+        """Whether torch.optim.RMSprop can take a group's step."""
+        return not self._fixed and all(group.get(name, value) == value for name, value in _OWN.items())
+
+    def _reason(self, param: Any, group: Group) -> str | None:
+        """Why a parameter is not native, by what it is; or None."""
+        local = param
+        if type(param) not in (torch.Tensor, torch.nn.Parameter):
+            local = _local(param, param)
+            if local is None or type(local) not in (torch.Tensor, torch.nn.Parameter):
+                return f"is a {type(param).__name__}"
+            if Partial is not None and any(isinstance(placement, Partial) for placement in param.placements):
+                return "is a DTensor of partial sums"
+            if group.get("clip_norm") is not None or group.get("clip_global_norm") is not None:
+                return "is a DTensor, whose norm this process does not know"
+        if local.device.type != "cpu":
+            return f"is on device {local.device}"
+        if local.layout is not torch.strided:
+            return f"has layout {local.layout}"
+        if local.dtype not in _DTYPES:
+            return f"has dtype {local.dtype}"
+        for flag in ("differentiable", "capturable", "caution"):
+            if group.get(flag):
+                return f"is in a group with {flag}=True"
+        return None
+
+    def _make_plan(self) -> None:
+        """Divide the parameters into those that are native and the others, and form the coefficients."""
+        groups = self.param_groups
+        formed: list[Options | None] = []
+        reasons: dict[tuple[int, int], str] = {}
+        count: dict[Any, int] = {}
+        for group in groups:
+            for param in group["params"]:
+                count[param] = count.get(param, 0) + 1
+        for g, group in enumerate(groups):
+            options: Options | None = None
+            why = ""
+            try:
+                options = self._options(group)
+                for dtype in {p.dtype for p in group["params"] if p.dtype in _DTYPES}:
+                    check_dtype(group_of(options, _rate(options), 1.0), options, _real_dtype(dtype))
+            except (TypeError, ValueError) as error:
+                if not self._is_torchs(group):
+                    raise
+                options, why = None, f"is in a group whose options are not taken: {error}"
+            formed.append(options)
+            for i, param in enumerate(group["params"]):
+                reason = why or self._reason(param, group)
+                if reason is None and count[param] > 1:
+                    reason = "is there more than once"
+                if reason is not None:
+                    reasons[g, i] = reason
+        limits = {group.get("clip_global_norm") for group in groups}
+        if len(limits) > 1:
+            raise ValueError(f"clip_global_norm must be the same in all groups, got {limits}")
+        if limits != {None} and reasons:
+            # One norm of all gradients, which torch takes where any of them is not native.
+            for g, group in enumerate(groups):
+                for i in range(len(group["params"])):
+                    reasons.setdefault((g, i), "has a common norm with parameters that are not native")
+        self._build(formed, reasons)
+
+    def _build(self, formed: list[Options | None], reasons: dict[tuple[int, int], str]) -> None:
+        groups = self.param_groups
+        every = [(g, i, param) for g, group in enumerate(groups) for i, param in enumerate(group["params"])]
+        own = [(g, i, param) for g, i, param in every if (g, i) not in reasons]
+        seen = [p if type(p) is not DTensor or DTensor is None else _local(p, p) for _, _, p in own]
+        indices = {(g, i): leaf for leaf, (g, i, _) in enumerate(own)}
+        names = {self._name(g, i): tensor for (g, i, _), tensor in zip(own, seen, strict=True)}
+        plan = TensorPlan(
+            flatten(names)[1],
+            seen,
+            [param for _, _, param in every],
+            [indices.get((g, i), -1) for g, i, _ in every],
+            _local,
+            torch.get_num_threads,
+        )
+        neutral = Options()
+        options = [neutral if of_group is None else of_group for of_group in formed]
+        dtypes = {_real_dtype(tensor.dtype) for tensor in seen}
+        common = Options(
+            clip_global_norm=next((o.clip_global_norm for o in options if o.clip_global_norm is not None), None),
+            ema=0.0 if any(o.ema is not None for o in options) else None,
+        )
+        rates = [_rate(o) for o in options]
+        plan.set_numbers(
+            [group_of(o, rate, 1.0) for o, rate in zip(options, rates, strict=True)],
+            rates,
+            [True] * len(groups),
+            tuple([g for g, _, _ in own]),
+            [],
+            common,
+            largest_number(dtypes),
+        )
+        if self._count is None:
+            self._count = torch.zeros((), dtype=base._get_scalar_dtype())
+        watched = {*self._names, "differentiable", "capturable", "caution"} - {"lr"}  # what decides a step
+        plan.set_groups(
+            [tuple([x for key in group if key in watched for x in (key, group[key])]) for group in groups],
+            [sum(_BUFFERS[name] for name in o.buffers) for o in options],
+            self._count,
+        )
+        self._places = tuple([(g, i) for g, i, _ in own])
+        self._reasons, self._others, self._refused = reasons, tuple(reasons), {}
+        self._plan = plan
+
+    def _name(self, g: int, i: int) -> str:
+        group = self.param_groups[g]
+        return group["param_names"][i] if "param_names" in group else f"param_groups[{g}]['params'][{i}]"
+
+    # ---- the state ----
+
+    def _make_state(self) -> None:
+        """Make what the native parameters with a gradient lack in the state, and let them count together."""
+        entries = []
+        for g, i in self._places:
+            group = self.param_groups[g]
+            param = group["params"][i]
+            if param in self.state and len(self.state[param]) > 0:
+                entries.append(self.state[param])
+            if param.grad is None:
+                continue
+            if len(self.state[param]) == 0:
+                entries.append(self.state[param])
+                self.state[param]["step"] = self._count
+            with torch.no_grad():
+                self._make_buffers(param, group, self.state[param])
+        counts = [entry["step"] for entry in entries if "step" in entry]
+        if all(count is not self._count for count in counts):
+            self._count.fill_(max([float(count) for count in counts], default=0.0))
+        elif not math.isfinite(float(self._count)) or self._count.dim() != 0:
+            raise ValueError(f"the count of steps in the optimizer's state is {self._count}")
+        for entry in entries:
+            entry["step"] = self._count
+
+    def _make_buffers(self, param: Any, group: Group, entry: dict[str, Any]) -> None:
+        for name in self._options(group).buffers:
+            if name in entry:
+                continue
+            if name == "ema":
+                entry[name] = param.detach().clone(memory_format=torch.preserve_format)
+                continue
+            entry[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            start = {**group, **self._fixed}.get("initial_square_avg", 0.0)
+            if name == "square_avg" and start != 0:
+                entry[name].fill_(complex(start, start) if param.is_complex() else start)
+
+    # ---- by torch's operations ----
+
+    def _step_by_torch(self, others: list[tuple[int, int]]) -> None:
+        """Step parameters as torch.optim.RMSprop does, or where it lacks an option by the same operations."""
+        common = self._common_factor(others)
+        for g, group in enumerate(self.param_groups):
+            params = [group["params"][i] for of, i in others if of == g]
+            params = [param for param in params if param.grad is not None]
+            for param in params:
+                entry = self.state[param]
+                if entry.get("step") is self._count and self._count is not None:
+                    entry["step"] = self._count.clone()
+            if not params:
+                continue
+            if self._is_torchs(group) and not group.get("caution"):
+                self._step_as_torch({**group, "params": params})
+                continue
+            for param in params:
+                if param.grad.is_sparse:
+                    raise RuntimeError("RMSprop does not support sparse gradients")
+                entry = self.state[param]
+                entry.setdefault("step", torch.zeros((), dtype=base._get_scalar_dtype()))
+                self._make_buffers(param, group, entry)
+                entry["step"] = entry["step"] + 1
+                _step_one(param, param.grad, entry, self._options(group), common, bool(group.get("caution")))
+
+    def _step_as_torch(self, group: Group) -> None:
+        lists: list[list[Any]] = [[] for _ in range(6)]
+        params, grads, square_avgs, momentum_buffers, grad_avgs, steps = lists
+        has_complex = self._init_group(group, params, grads, square_avgs, momentum_buffers, grad_avgs, steps)
+        names = ("foreach", "maximize", "differentiable", "capturable", "lr", "alpha", "eps", "weight_decay")
+        rmsprop(
+            params,
+            grads,
+            square_avgs,
+            grad_avgs,
+            momentum_buffers,
+            steps,
+            has_complex=has_complex,
+            momentum=group["momentum"],
+            centered=group["centered"],
+            **{name: group[name] for name in names},
+        )
+
+    def _common_factor(self, others: list[tuple[int, int]]) -> float:
+        """What clip_global_norm multiplies the gradients of `others` by."""
+        limit = self.param_groups[0].get("clip_global_norm")
+        grads = [self.param_groups[g]["params"][i].grad for g, i in others]
+        grads = [grad for grad in grads if grad is not None]
+        if limit is None or not grads:
+            return 1.0
+        norm = math.sqrt(sum(_norm(grad) ** 2 for grad in grads))
+        return limit / norm if norm > limit else 1.0
+
+
+def _rate(options: Options) -> float:
+    assert not callable(options.lr)
+    return options.lr
+
+
+def _real_dtype(dtype: Any) -> Any:
+    """The NumPy dtype of the reals of one of torch's."""
+    return torch.empty((), dtype=dtype).numpy().real.dtype
+
+
+def _norm(grad: Any) -> float:
+    return float(torch.linalg.vector_norm(torch.view_as_real(grad) if grad.is_complex() else grad, dtype=torch.float64))
+
+
+def _step_one(param: Any, grad: Any, entry: dict[str, Any], options: Options, common: float, caution: bool) -> None:
+    """One step of one parameter in torch's operations: the formula of `rmsprop_native.reference`."""
+    tensors: list[Any] = [param, grad, *(entry.get(name) for name in _BUFFERS)]
+    if param.is_complex():
+        tensors = [None if tensor is None else torch.view_as_real(tensor) for tensor in tensors]
+    param, grad, v, b, a, average = tensors
+    lr, rho, ema = _rate(options), options.rho, options.ema
+    factor = -common if options.maximize else common
+    if options.clip_norm is not None:
+        norm = _norm(grad)
+        factor *= options.clip_norm / norm if norm > options.clip_norm else 1.0
+    grad = grad * factor
+    if options.clip_value is not None:
+        grad = grad.clamp(-options.clip_value, options.clip_value)
+    if options.weight_decay != 0 and not options.decoupled_weight_decay:
+        grad = grad.add(param, alpha=options.weight_decay)
+    v.mul_(rho).addcmul_(grad, grad, value=1 - rho)
+    steps = float(entry["step"])
+    correction = 1 / (1 - rho**steps) if options.bias_correction else 1.0
+    d: Any = v * correction
+    if options.centered:
+        a.mul_(rho).add_(grad, alpha=1 - rho)
+        d = (d - (a * correction) ** 2).clamp_(min=0)
+    r = d.add_(options.eps).sqrt_() if options.eps_inside_sqrt else d.sqrt_().add_(options.eps)
+    outside = options.momentum != 0 and not options.lr_in_momentum
+    u = (grad if outside else grad * lr) / r
+    if options.momentum != 0:
+        b.mul_(options.momentum).add_(u)
+        u = u.add(b, alpha=options.momentum) if options.nesterov else b
+        if caution:
+            mask = (u * grad > 0).to(grad.dtype)
+            u = u * mask.div_(mask.mean().clamp_(min=1e-3))
+    if options.decoupled_weight_decay:
+        param.mul_(1 - lr * options.weight_decay)
+    param.add_(u, alpha=-lr if outside else -1)
+    if ema is not None:
+        average.copy_(param) if steps == 1 else average.mul_(ema).add_(param, alpha=1 - ema)
+
+
+class RMSpropTF(RMSprop):
+    """timm's RMSpropTF whose step is one pass in C: a drop-in.
+
+    eps is under the root and square_avg starts from 1, as in TensorFlow 1.
+
+    Parameters
+    ----------
+    params : iterable of torch.Tensor, of dict or of (str, torch.Tensor)
+        As for torch's optimizers.
+    lr, alpha, eps, weight_decay, momentum : float
+        As for `RMSprop`.
+    centered : bool, default False
+        Divide by the root of the gradient's variance.
+    decoupled_decay : bool, default False
+        Shrink the parameter by ``1 - lr * weight_decay`` instead of adding the decay to the gradient.
+    lr_in_momentum : bool, default True
+        Keep ``lr * step`` in the momentum buffer.
+    caution : bool, default False
+        Step only where the momentum buffer and the gradient agree; by torch's operations, not natively.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `RMSprop`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from rmsprop_native.interop.torch import RMSpropTF
+    >>> p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> optimizer = RMSpropTF([p], lr=0.5, alpha=0.75, eps=0.0)
+    >>> p.grad = torch.ones(2)
+    >>> optimizer.step()
+    >>> p.detach()
+    tensor([ 0.5000, -2.5000])
+    """
+
+    _names: Mapping[str, str] = {
+        **_TORCH_NAMES,
+        "decoupled_decay": "decoupled_weight_decay",
+        "lr_in_momentum": "lr_in_momentum",
+    }
+    _fixed: Mapping[str, Any] = {"eps_inside_sqrt": True, "initial_square_avg": 1.0}
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-2,
+        alpha: float = 0.9,
+        eps: float = 1e-10,
+        weight_decay: float = 0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        decoupled_decay: bool = False,
+        lr_in_momentum: bool = True,
+        caution: bool = False,
+    ) -> None:
+        torch.optim.RMSprop.__init__(self, params, lr, alpha, eps, weight_decay, momentum, centered)
+        self._take_own({"decoupled_decay": decoupled_decay, "lr_in_momentum": lr_in_momentum, "caution": caution})
