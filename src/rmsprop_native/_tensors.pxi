@@ -88,8 +88,8 @@ cdef class TensorPlan(Plan):
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = NULL
 
     def set_groups(self, list watched, list masks, object step_tensor):
-        """Say by which values the groups are known again, which buffers each has, and which tensor counts the steps;
-        after set_numbers, whose lr are those of the steps."""
+        """Say by which values the groups are known again, which buffers each has (0: no parameter of it is stepped here),
+        and which tensor counts the steps; after set_numbers, whose lr are those of the steps."""
         cdef size_t g
         for g in range(self.plan.group_count):
             c.rmsp_group_set_lr(&self.plan.groups[g], self.lrs[g])
@@ -156,14 +156,14 @@ cdef class TensorPlan(Plan):
                     PyFloat_Check(<object>value) and is_number(known[k + 1], PyFloat_AS_DOUBLE(<object>value))
                 )):
                     return WANTS_NUMBERS
+            if self.masks[g] == 0:
+                continue  # no parameter of the group is stepped here; its lr is among what is watched
             value = PyDict_GetItemWithError(group, LR)
             if value == NULL:
                 return WANTS_NUMBERS
             lr = <object>value
             if type(lr) is not float:
-                lr = lr.item() if is_tensor(value) else None
-                if type(lr) is not float:
-                    return WANTS_NUMBERS
+                lr = float(lr)  # an int, a number of NumPy, a tensor
             rate = PyFloat_AS_DOUBLE(lr)
             if is_number(self.lrs[g], rate):
                 continue

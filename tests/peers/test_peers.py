@@ -25,6 +25,21 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import numpy as np
 import pytest
+from frameworks import (
+    Keras,
+    Optax,
+    Torch,
+    adam,
+    clip_all,
+    clip_each,
+    graves,
+    paddle,
+    sb3,
+    tf1,
+    timm,
+    torch_with,
+)
+from measure import LR, ULPS, Problem, assert_close, ulps
 from tqdm import tqdm
 
 import rmsprop_native as rms
@@ -33,228 +48,6 @@ from rmsprop_native import _bench
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with torch
 
 STEPS = 200
-ULPS = 8
-# This and other constants are sums of few powers of two, since Keras holds its learning rate, its limits of clipping
-# and its decays of weights in float32 whatever the parameters are.
-LR = 2.0**-7
-SHAPES = [(7, 5), (5,), (3, 4, 2)]
-
-
-class Torch:
-    """torch.optim.RMSprop; or another torch optimizer, by `make`."""
-
-    def __init__(self, params, make=None, **options):
-        import torch
-
-        self.torch = torch
-        self.leaves = [torch.nn.Parameter(torch.tensor(p)) for p in params]
-        self.optimizer = (make or torch.optim.RMSprop)(self.leaves, **options)
-
-    def step(self, grads):
-        for leaf, grad in zip(self.leaves, grads, strict=True):
-            leaf.grad = self.torch.tensor(grad)
-        self.optimizer.step()
-
-    def arrays(self):
-        found = {"param": [leaf.detach().numpy().copy() for leaf in self.leaves]}
-        for name in ("square_avg", "momentum_buffer", "grad_avg"):
-            states = [self.optimizer.state[leaf] for leaf in self.leaves]
-            if states[0].get(name) is not None:
-                found[name] = [state[name].detach().numpy().copy() for state in states]
-        return found
-
-
-def torch_with(change):
-    """A torch optimizer whose gradients are changed before each step, as a training loop does."""
-
-    class Changed(Torch):
-        def step(self, grads):
-            for leaf, grad in zip(self.leaves, grads, strict=True):
-                leaf.grad = self.torch.tensor(grad)
-            change(self.torch, self.leaves)
-            self.optimizer.step()
-
-    return Changed
-
-
-def sb3(params, **options):
-    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-
-    return Torch(params, RMSpropTFLike, **options)
-
-
-def adam(params, **options):
-    import torch
-
-    return Torch(params, torch.optim.Adam, **options)
-
-
-class Keras:
-    def __init__(self, params, **options):
-        import keras
-
-        self.convert = keras.ops.convert_to_numpy
-        self.variables = [keras.Variable(p, dtype=p.dtype.name) for p in params]
-        self.optimizer = keras.optimizers.RMSprop(**options)
-        self.optimizer.build(self.variables)
-        self.tensor = keras.ops.convert_to_tensor
-
-    def step(self, grads):
-        self.optimizer.apply([self.tensor(g) for g in grads], self.variables)
-
-    def arrays(self):
-        found = {
-            "param": self.variables,
-            "square_avg": self.optimizer._velocities,
-            "momentum_buffer": getattr(self.optimizer, "_momentums", []),
-            "grad_avg": getattr(self.optimizer, "_average_gradients", []),
-            "ema": getattr(self.optimizer, "_model_variables_moving_average", []) if self.optimizer.use_ema else [],
-        }
-        return {name: [self.convert(v).copy() for v in vs] for name, vs in found.items() if vs}
-
-
-class Optax:
-    def __init__(self, params, before=None, every=1, **options):
-        import jax
-        import optax
-
-        jax.config.update("jax_enable_x64", True)
-        self.jax, self.optax = jax, optax
-        make = optax.rmsprop(**options)
-        if before is not None:
-            make = optax.chain(before(optax), make)
-        if every > 1:
-            # Its default is to accumulate in float32, whatever the parameters are.
-            make = optax.MultiSteps(make, every, accumulator_dtype=params[0].dtype)
-        self.params = [jax.numpy.asarray(p) for p in params]
-        self.state = make.init(self.params)
-        self.update = jax.jit(make.update)
-
-    def step(self, grads):
-        updates, self.state = self.update([self.jax.numpy.asarray(g) for g in grads], self.state, self.params)
-        self.params = self.optax.apply_updates(self.params, updates)
-
-    def arrays(self):
-        found = {"param": [np.array(p) for p in self.params]}
-        # optax keeps the trace of what it adds to the parameters: our buffer is subtracted.
-        for field, name, sign in (("nu", "square_avg", 1), ("mu", "grad_avg", 1), ("trace", "momentum_buffer", -1)):
-            values = self.optax.tree_utils.tree_get(self.state, field)
-            if values is not None:
-                found[name] = [sign * np.array(v) for v in values]
-        return found
-
-
-class Published:
-    """An update rule as its framework publishes it, by hand: `rule(p, g, state)` on one array, in NumPy."""
-
-    def __init__(self, params, rule, **start):
-        self.params = [p.copy() for p in params]
-        self.states = [{name: np.full_like(p, value) for name, value in start.items()} for p in params]
-        self.rule = rule
-
-    def step(self, grads):
-        for p, g, state in zip(self.params, grads, self.states, strict=True):
-            self.rule(p, g, state)
-
-    def arrays(self):
-        return {"param": [p.copy() for p in self.params]} | {
-            name: [state[name].copy() for state in self.states] for name in self.states[0]
-        }
-
-
-def tf1_rule(rho=0.9, eps=1e-10, momentum=0.0, centered=False):
-    """TensorFlow, kernels/training_ops.cc: ApplyRMSProp and ApplyCenteredRMSProp on the CPU."""
-
-    def rule(p, g, state):
-        ms, mom = state["square_avg"], state["momentum_buffer"]
-        ms += (g * g - ms) * (1 - rho)
-        denominator = ms + eps
-        if centered:
-            mg = state["grad_avg"]
-            mg += (g - mg) * (1 - rho)
-            denominator = (ms - mg * mg) + eps
-        mom[...] = mom * momentum + (g * LR) / np.sqrt(denominator)
-        p -= mom
-
-    return rule
-
-
-def tf1(params, **options):
-    start = {"square_avg": 1.0, "momentum_buffer": 0.0} | ({"grad_avg": 0.0} if options.get("centered") else {})
-    return Published(params, tf1_rule(**options), **start)
-
-
-def timm(params, alpha=0.9, eps=1e-10, weight_decay=0.0, momentum=0.0, centered=False, decoupled_decay=False):
-    """timm, optim/rmsprop_tf.py, with lr_in_momentum as it is by default."""
-
-    def rule(p, g, state):
-        if weight_decay and decoupled_decay:
-            p *= 1.0 - LR * weight_decay
-        elif weight_decay:
-            g = g + weight_decay * p
-        v = state["square_avg"]
-        v += (1.0 - alpha) * (g * g - v)
-        average = v + eps
-        if centered:
-            m = state["grad_avg"]
-            m += (1.0 - alpha) * (g - m)
-            average = (v - m * m) + eps
-        average = np.sqrt(average)
-        if momentum:
-            b = state["momentum_buffer"]
-            b *= momentum
-            b += LR * (g / average)
-            p -= b
-        else:
-            p -= LR * (g / average)
-
-    start = (
-        {"square_avg": 1.0} | ({"momentum_buffer": 0.0} if momentum else {}) | ({"grad_avg": 0.0} if centered else {})
-    )
-    return Published(params, rule, **start)
-
-
-def paddle(params, rho=0.95, epsilon=1e-6, momentum=0.0, centered=False, weight_decay=0.0):
-    """Paddle, phi/kernels/impl/rmsprop_kernel_impl.h, dense; an L2 regularizer adds to the gradient."""
-
-    def rule(p, g, state):
-        g = g + weight_decay * p
-        v, b = state["square_avg"], state["momentum_buffer"]
-        v[...] = rho * v + (1 - rho) * (g * g)
-        d = v
-        if centered:
-            m = state["grad_avg"]
-            m[...] = rho * m + (1 - rho) * g
-            d = v - m * m
-        b[...] = momentum * b + LR * g / np.sqrt(d + epsilon)
-        p -= b
-
-    start = {"square_avg": 0.0, "momentum_buffer": 0.0} | ({"grad_avg": 0.0} if centered else {})
-    return Published(params, rule, **start)
-
-
-def graves(params):
-    """Graves 2013, equations 38 to 45, with the constants given there."""
-
-    def rule(p, g, state):
-        n, mean, delta = state["square_avg"], state["grad_avg"], state["momentum_buffer"]
-        n[...] = 0.95 * n + (1 - 0.95) * g * g
-        mean[...] = 0.95 * mean + (1 - 0.95) * g
-        delta[...] = 0.9 * delta + 1e-4 * g / np.sqrt(n - mean * mean + 1e-4)
-        p -= delta
-
-    return Published(params, rule, square_avg=0.0, grad_avg=0.0, momentum_buffer=0.0)
-
-
-def clip_each(optax):
-    """Optax clips by the norm of all gradients; here it is asked for each alone."""
-    clip = optax.clip_by_global_norm(0.25)
-    return optax.stateless(lambda updates, _: [clip.update([u], clip.init(None))[0][0] for u in updates])
-
-
-def clip_all(torch, leaves):
-    torch.nn.utils.clip_grad_value_(leaves, 0.0625)
-
 
 # id: (preset, our options, framework, its options)
 MU, WD = {"momentum": 0.9}, {"weight_decay": 2.0**-5}
@@ -332,25 +125,6 @@ CASES = {
 FLOAT32_ONLY = ("keras-clip_norm", "keras-clip_global_norm")
 
 
-class Problem:
-    """Least squares with the noise of small batches: gradients that shrink, and never vanish."""
-
-    def __init__(self, dtype):
-        self.rng = np.random.default_rng(1)
-        self.params = [self.rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
-        self.targets = [self.rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
-
-    def grads(self, params):
-        """The gradients at `params`, with the noise of a batch."""
-        noise = [self.rng.standard_normal(shape).astype(p.dtype) for shape, p in zip(SHAPES, params, strict=True)]
-        return [p - t + n for p, t, n in zip(params, self.targets, noise, strict=True)]
-
-    def noise(self):
-        """Gradients of random sign, at least 0.25 in size."""
-        normals = [self.rng.standard_normal(shape) for shape in SHAPES]
-        return [(n + 0.25 * np.sign(n)).astype(p.dtype) for n, p in zip(normals, self.params, strict=True)]
-
-
 def ours_of(params, state):
     """Our arrays by the names that Peer.arrays() uses."""
     names = [name for name in state.options.buffers if name != "grad_sum"]
@@ -372,8 +146,7 @@ def test_float64_over_200_steps(name):
             if array == "ema" and state.step == 0:
                 continue  # before the first step ours are the weights, Keras' are zero
             for ours, expected in zip(values, peer.arrays().get(array, []), strict=array in peer.arrays()):
-                scale = np.maximum(np.abs(expected), np.abs(expected).max() / 1000)
-                assert (np.abs(ours - expected) <= 1e-12 * scale).all(), f"{array} at step {step}"
+                assert_close(ours, expected, f"{array} at step {step}")
     assert state.step == STEPS // options.get("accumulate", 1)
 
 
@@ -395,13 +168,8 @@ def test_float32_step_by_step(name):
         rms.update_(params, grads, state)
         after = peer.arrays()
         for array, values in ours_of(params, state).items():
-            for i, (ours, expected) in enumerate(zip(values, after.get(array, []), strict=array in after)):
-                start = before[array][i] if array in before else np.zeros_like(expected)
-                terms = [expected, start, expected - start]
-                if array == "ema":
-                    terms += [before["param"][i], after["param"][i]]
-                unit = np.spacing(np.abs(terms).max(axis=0))
-                worst = max(worst, float((np.abs(ours - expected) / unit).max()))
+            for i, mine in enumerate(values if array in after else ()):
+                worst = max(worst, ulps(mine, before, after, array, i))
         assert worst <= ULPS, f"{worst} ulp at step {step}"
     print(f"{name}: {worst:.1f} ulp")
 

@@ -100,7 +100,7 @@ class Native:
 
     def __repr__(self) -> str:
         lines = [f"{self.count - len(self.reasons)} of {self.count} parameters take the native step"]
-        lines += [f"  param_groups[{g}]['params'][{i}] {reason}" for (g, i), reason in self.reasons.items()]
+        lines += [f"  {_place(g, i)} {reason}" for (g, i), reason in self.reasons.items()]
         return "\n".join(lines)
 
 
@@ -312,6 +312,13 @@ class RMSprop(torch.optim.RMSprop):
         """As torch's; the options of a new group are checked."""
         super().add_param_group(param_group)
         self._plan = None
+        group = self.param_groups[-1]
+        if not self._is_torchs(group):
+            try:
+                self._options(group)
+            except (TypeError, ValueError):
+                self.param_groups.pop()
+                raise
 
     @property
     def native(self) -> Native:
@@ -358,7 +365,8 @@ class RMSprop(torch.optim.RMSprop):
         ):
             self._plan = None
         refused: dict[int, str] = {}
-        while True:
+        outcome = NEEDS_PLAN
+        for _ in range(8 + sum(len(group["params"]) for group in self.param_groups)):  # each may be refused by itself
             if self._plan is None:
                 self._make_plan()
                 refused = {}
@@ -375,6 +383,8 @@ class RMSprop(torch.optim.RMSprop):
                 refused[leaf] = str(error)
                 if other >= 0:
                     refused.setdefault(other, str(error))
+        if outcome not in (STEPPED, NOTHING):
+            raise RuntimeError("the options, parameters or state of the optimizer change while it prepares a step")
         self._refused = {self._places[leaf]: reason for leaf, reason in refused.items()}
         others = sorted({*self._others, *self._refused})
         if others:
@@ -457,9 +467,11 @@ class RMSprop(torch.optim.RMSprop):
         own = [(g, i, param) for g, i, param in every if (g, i) not in reasons]
         seen = [p if type(p) is not DTensor or DTensor is None else _local(p, p) for _, _, p in own]
         indices = {(g, i): leaf for leaf, (g, i, _) in enumerate(own)}
-        names = {self._name(g, i): tensor for (g, i, _), tensor in zip(own, seen, strict=True)}
+        names = [self._name(g, i) for g, i, _ in own]
+        if len(set(names)) < len(names):  # those of two models
+            names = [_place(g, i) for g, i, _ in own]
         plan = TensorPlan(
-            flatten(names)[1],
+            flatten(dict(zip(names, seen, strict=True)))[1],
             seen,
             [param for _, _, param in every],
             [indices.get((g, i), -1) for g, i, _ in every],
@@ -485,10 +497,16 @@ class RMSprop(torch.optim.RMSprop):
         )
         if self._count is None:
             self._count = torch.zeros((), dtype=base._get_scalar_dtype())
-        watched = {*self._names, "differentiable", "capturable", "caution"} - {"lr"}  # what decides a step
+        watched = {*self._names, "differentiable", "capturable", "caution"}  # what decides a step; lr apart
+        used = {g for g, _, _ in own}
         plan.set_groups(
-            [tuple([x for key in group if key in watched for x in (key, group[key])]) for group in groups],
-            [sum(_BUFFERS[name] for name in o.buffers) for o in options],
+            [
+                tuple(
+                    [x for key in group if key in watched and (key != "lr" or g not in used) for x in (key, group[key])]
+                )
+                for g, group in enumerate(groups)
+            ],
+            [sum(_BUFFERS[name] for name in o.buffers) if g in used else 0 for g, o in enumerate(options)],
             self._count,
         )
         self._places = tuple([(g, i) for g, i, _ in own])
@@ -497,7 +515,7 @@ class RMSprop(torch.optim.RMSprop):
 
     def _name(self, g: int, i: int) -> str:
         group = self.param_groups[g]
-        return group["param_names"][i] if "param_names" in group else f"param_groups[{g}]['params'][{i}]"
+        return group["param_names"][i] if "param_names" in group else _place(g, i)
 
     # ---- the state ----
 
@@ -589,6 +607,10 @@ class RMSprop(torch.optim.RMSprop):
             return 1.0
         norm = math.sqrt(sum(_norm(grad) ** 2 for grad in grads))
         return limit / norm if norm > limit else 1.0
+
+
+def _place(g: int, i: int) -> str:
+    return f"param_groups[{g}]['params'][{i}]"
 
 
 def _rate(options: Options) -> float:
