@@ -88,8 +88,8 @@ cdef class TensorPlan(Plan):
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = NULL
 
     def set_groups(self, list watched, list masks, object step_tensor):
-        """Say by which values the groups are known again, which buffers each has (0: no parameter of it is stepped here),
-        and which tensor counts the steps; after set_numbers, whose lr are those of the steps."""
+        """Say by which values the groups are known again, which buffers each has (0: no parameter of it is stepped
+        here), and which tensor counts the steps; after set_numbers, whose lr are those of the steps."""
         cdef size_t g
         for g in range(self.plan.group_count):
             c.rmsp_group_set_lr(&self.plan.groups[g], self.lrs[g])
