@@ -54,7 +54,6 @@ REFUSED: int
 
 class TensorPlan(Plan):
     refused: tuple[int, int, Exception]
-    steps: int
     def __init__(
         self,
         structure: Tree,
@@ -64,5 +63,5 @@ class TensorPlan(Plan):
         see: Callable[[Any, Any], Any],
         num_threads: Callable[[], int],
     ) -> None: ...
-    def set_groups(self, watched: list[tuple[Any, ...]], masks: list[int], step_tensor: Any) -> None: ...
+    def set_groups(self, watched: list[tuple[Any, ...]], masks: list[int], counts: Any, steps: list[Any]) -> None: ...
     def step_groups(self, groups: list[dict[str, Any]], state: Any, left_out: set[int] | None) -> int: ...

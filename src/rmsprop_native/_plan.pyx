@@ -293,29 +293,28 @@ cdef class Plan:
         PyMem_Free(self.strides)
 
     cdef int _fill_slots(self, list models) except -1:
-        cdef size_t i
+        cdef size_t i, size
         cdef int axis
         cdef ptrdiff_t *shapes = self.shapes
+        cdef ptrdiff_t strides[MAX_NDIM]
         cdef c.rmsp_array model
         cdef c.rmsp_slot *slot
         for i in range(self.plan.leaf_count):
-            describe(<PyObject *>models[i], &model)
-            if model.problem != c.RMSP_OK:
-                raise ValueError(f"the array of leaf {i} is not supported")
+            describe(<PyObject *>models[i], &model, strides, MAX_NDIM)
+            if model.problem != c.RMSP_OK or shapes + 3 * model.ndim > self.shapes + self.shape_count:
+                raise ValueError(f"the array of leaf {i} is not supported, or changes")
             slot = &self.plan.slots[i]
             slot.type = model.type
             slot.ndim = model.ndim
             slot.n = 2 if model.type & c.RMSP_PAIRS else 1
+            size = slot.n * _core.dtype_info(model.type & ~c.RMSP_PAIRS).size
             slot.shape = shapes
             slot.strides = shapes + model.ndim
             slot.param_strides = shapes + 2 * model.ndim
             for axis in range(model.ndim):
                 shapes[axis] = model.shape[axis]
                 slot.n *= <size_t>model.shape[axis]
-            _core.dense_strides(
-                model.ndim, model.shape, model.strides, cnp.PyArray_ITEMSIZE(<cnp.ndarray>models[i]),
-                shapes + model.ndim
-            )
+            _core.dense_strides(model.ndim, model.shape, model.strides, size, shapes + model.ndim)
             shapes += 3 * model.ndim
             self.plan.leaves[i].n = slot.n
             self.plan.leaves[i].dtype = slot.type & ~c.RMSP_PAIRS
@@ -834,7 +833,8 @@ cdef class Plan:
             if array.problem == c.RMSP_OK and may_be_lazy(&array) and has_lazy_bits(leaf):
                 what = "gradient" if i >= n else "parameter"
                 raise refusal("lazy_bits", title(what, self._path(i - n if i >= n else i)), leaf)
-        if written:
+        # Calls that only accumulate write to no parameter.
+        if written and self.claim.counts.accumulated + 1 >= self.plan.rules.accumulate:
             increment_version(written)
         return 0
 
@@ -843,7 +843,7 @@ cdef class Plan:
         cdef size_t i, n = self.plan.leaf_count
         cdef tuple pair
         self._make_room()
-        if not self.has_tensors and self._find_tensors(param[0], grad[0]):
+        if not self.has_tensors and self._find_tensors(param, grad):
             self.has_tensors = True
             self._prepare_tensors(param, grad)
         for i in range(n):
@@ -865,25 +865,29 @@ cdef class Plan:
             self.described[n + i].row_count = <size_t>cnp.PyArray_DIM(<cnp.ndarray>pair[0], 0)
         return self._bind_described(param[0], grad[0])
 
-    cdef bint _find_tensors(self, PyObject **param, PyObject **grad) except -1:
+    cdef bint _find_tensors(self, PyObject ***param, PyObject ***grad) except -1:
         """Whether any leaf is a tensor."""
         cdef size_t i
+        cdef int k
+        cdef PyObject *leaf
         for i in range(self.plan.leaf_count):
-            if TENSOR == NULL and (
-                is_instance_of(param[i], TORCH, TENSOR_NAME) or is_instance_of(grad[i], TORCH, TENSOR_NAME)
-            ):
-                self._hold(&param, &grad)
-                find_tensors()
-            if is_tensor(param[i]) or is_tensor(grad[i]):
-                return True
+            for k in range(2):
+                leaf = grad[0][i] if k else param[0][i]
+                if Py_TYPE(<object>leaf) == NDARRAY:
+                    continue
+                if TENSOR == NULL and is_instance_of(leaf, TORCH, TENSOR_NAME):
+                    self._hold(param, grad)
+                    find_tensors()
+                if is_tensor(leaf):
+                    return True
         return False
 
     cdef tuple _prepare_rows(self, size_t i, object grad):
         """Rows of a gradient in a private array, and their values."""
+        cdef c.rmsp_slot *slot = &self.plan.slots[i]
         values = grad.values
         if find_if_tensor(<PyObject *>values):
             grad = RowGrad(grad.rows, values.detach().numpy())
-        cdef c.rmsp_slot *slot = &self.plan.slots[i]
         rows, values = merge_rows(self._path(i), grad, tuple([slot.shape[axis] for axis in range(slot.ndim)]))
         return <cnp.ndarray?>rows, values
 
@@ -896,7 +900,7 @@ cdef class Plan:
 
     cdef int _call_bind(self, bint has_grads, c.rmsp_refusal *where) except -1:
         """What rmsp_bind finds of all that was described."""
-        cdef const c.rmsp_array *arrays[7]
+        cdef const c.rmsp_array *arrays[c.RMSP_ARRAY_COUNT]
         cdef c.rmsp_reason reason
         cdef int k
         for k in range(c.RMSP_ARRAY_COUNT):

@@ -41,65 +41,43 @@ cdef class TensorPlan(Plan):
     cdef object get_num_threads
     cdef list watched  # for each group a tuple of keys and values, by which it is known to have the same options
     cdef list masks  # for each group the bits of the buffers that its parameters have
-    cdef object step_tensor  # of all parameters
+    cdef object counts  # the steps of all leaves: a tensor of one dimension
+    cdef list steps  # for each leaf the view of its element, which is "step" in the state
     cdef readonly tuple refused  # the leaf, another one that it overlaps or -1, and the exception that says why
 
     def __init__(self, object structure, list params, list every, list places, object see, object get_num_threads):
-        cdef size_t i, n = len(params), ndims = 0
-        cdef int axis, size
-        cdef c.rmsp_array array
-        cdef c.rmsp_slot *slot
-        cdef ptrdiff_t *shapes
-        cdef ptrdiff_t strides[MAX_NDIM]
-        self.structure, self.claim = structure, _core.Claim(n)
+        cdef size_t i
+        self.structure, self.claim = structure, _core.Claim(len(params))
         self.every, self.places, self.see, self.get_num_threads = every, places, see, get_num_threads
         self.own = [param for param, place in zip(every, places, strict=True) if place >= 0]
-        self.names = ()
-        if len(self.own) != <Py_ssize_t>n or structure.size != n:
+        if not len(self.own) == len(params) == structure.size:
             raise ValueError("the parts of the plan do not fit each other")
-        seen = []
         for param in params:
             find_if_tensor(<PyObject *>param)
-            seen.append(seen_as(param))
-            describe(<PyObject *>seen[-1], &array, strides, MAX_NDIM)
-            if array.problem != c.RMSP_OK:
-                raise ValueError("a parameter is not supported")
-            ndims += array.ndim
-        self._allocate(n, 3 * ndims, c.RMSP_ARRAY_COUNT)
-        self.plan.memory_count = 0
-        shapes = self.shapes
-        for i in range(n):
-            describe(<PyObject *>seen[i], &array, strides, MAX_NDIM)
-            if array.problem != c.RMSP_OK or shapes + 3 * array.ndim > self.shapes + 3 * ndims:
-                raise ValueError("a parameter changed meanwhile")
-            slot = &self.plan.slots[i]
-            slot.type, slot.ndim = array.type, array.ndim
-            slot.n = 2 if array.type & c.RMSP_PAIRS else 1
-            slot.shape, slot.strides, slot.param_strides = shapes, shapes + array.ndim, shapes + 2 * array.ndim
-            for axis in range(array.ndim):
-                shapes[axis] = array.shape[axis]
-                slot.n *= <size_t>array.shape[axis]
-            shapes += 3 * array.ndim
-            self.plan.leaves[i].n = slot.n
-            self.plan.leaves[i].dtype = slot.type & ~c.RMSP_PAIRS
-            self.plan.leaves[i].array[<int>c.RMSP_GRAD] = self.plan.leaves  # any address, for the sum of the work
-        self.whole = _core.plan_work(&self.plan)
-        for i in range(n):
+        self._allocate(len(params), 3 * sum([param.ndim for param in params]), c.RMSP_ARRAY_COUNT)
+        self._fill_slots([seen_as(param) for param in params])
+        for i in range(self.plan.leaf_count):
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = NULL
 
-    def set_groups(self, list watched, list masks, object step_tensor):
-        """Say by which values the groups are known again, which buffers each has (0: no parameter of it is stepped
-        here), and which tensor counts the steps; after set_numbers, whose lr are those of the steps."""
+    def set_groups(self, list watched, list masks, object counts, list steps):
+        """Say how groups and state are read; after set_numbers, whose lr are those of the steps.
+
+        Parameters
+        ----------
+        watched : list of tuple
+            For each group keys and values, by which its options are known to be the same.
+        masks : list of int
+            For each group the bits of the buffers of its parameters; 0 where none of them is stepped here.
+        counts : torch.Tensor, shape (leaves,)
+            The steps of each leaf, float32 or float64.
+        steps : list of torch.Tensor
+            Its elements, as views.
+        """
         cdef size_t g
         for g in range(self.plan.group_count):
             c.rmsp_group_set_lr(&self.plan.groups[g], self.lrs[g])
-        self.watched, self.masks, self.step_tensor = watched, masks, step_tensor
+        self.watched, self.masks, self.counts, self.steps = watched, masks, counts, steps
         self.plan.bound = 0
-
-    @property
-    def steps(self):
-        """Steps taken."""
-        return self.claim.steps
 
     def step_groups(self, list groups, object state, object left_out):
         """Step every parameter that has a gradient.
@@ -207,7 +185,8 @@ cdef class TensorPlan(Plan):
         cdef size_t g, n = self.plan.leaf_count, count = 0
         cdef Py_ssize_t at = 0, j, i, position = 0
         cdef int k, outcome, mask
-        cdef object params, param, grad
+        cdef object params, param, grad, of_param, buffer
+        cdef Py_ssize_t before
         cdef PyObject *key = NULL
         cdef PyObject *entry = NULL
         cdef PyObject *found
@@ -220,11 +199,13 @@ cdef class TensorPlan(Plan):
                 return WANTS_PLAN
             params = <object>found
             mask = self.masks[g]
-            for j in range(PyList_GET_SIZE(params)):
+            j = 0
+            while j < PyList_GET_SIZE(params):  # which code that a gradient's access runs may change
                 if at >= PyList_GET_SIZE(self.every) or PyList_GET_ITEM(params, j) != PyList_GET_ITEM(self.every, at):
                     return WANTS_PLAN
                 param = <object>PyList_GET_ITEM(params, j)
                 i = self.places[at]
+                j += 1
                 at += 1
                 if i < 0 or (left_out is not None and i in left_out):
                     continue
@@ -232,19 +213,23 @@ cdef class TensorPlan(Plan):
                 if grad is None:
                     continue
                 # The state usually has the parameters in their order: a lookup would call Tensor.__hash__.
+                before = position
                 if PyDict_Next(<PyObject *>state, &position, &key, &entry) == 0 or key != <PyObject *>param:
+                    position = before
                     entry = PyDict_GetItemWithError(state, param)
                 if entry == NULL or not PyDict_Check(entry):
                     return WANTS_STATE
-                if PyDict_GetItemWithError(<object>entry, STEP) != <PyObject *>self.step_tensor:
+                of_param = <object>entry
+                if PyDict_GetItemWithError(of_param, STEP) != PyList_GET_ITEM(self.steps, i):
                     return WANTS_STATE
                 for k in range(c.RMSP_SQUARE_AVG, c.RMSP_ARRAY_COUNT):
                     if not mask >> k & 1:
                         continue
-                    found = PyDict_GetItemWithError(<object>entry, BUFFERS[k - <int>c.RMSP_SQUARE_AVG])
+                    found = PyDict_GetItemWithError(of_param, BUFFERS[k - <int>c.RMSP_SQUARE_AVG])
                     if found == NULL:
                         return WANTS_STATE
-                    outcome = self._take_tensor(k, i, <object>found, param)
+                    buffer = <object>found
+                    outcome = self._take_tensor(k, i, buffer, param)
                     if outcome != IS_STEPPED:
                         return outcome
                 outcome = self._take_tensor(c.RMSP_PARAM, i, param, param)
@@ -339,35 +324,49 @@ cdef class TensorPlan(Plan):
     cdef int _bind_and_step(self) except -1:
         cdef int outcome
         cdef c.rmsp_found found
-        cdef c.rmsp_array count
+        cdef c.rmsp_array counts
+        cdef object seen = seen_as(self.counts)
         if not self.plan.bound or not self._bind_groups_again():
             outcome = self._bind_groups()
             if outcome != IS_STEPPED:
                 return outcome
-        describe(<PyObject *>self.step_tensor, &count)
-        if count.problem != c.RMSP_OK or count.ndim != 0 or count.type & c.RMSP_PAIRS:
-            return WANTS_STATE
-        if not self._read_count(&count):
-            return WANTS_STATE
+        describe(<PyObject *>seen, &counts)
+        if counts.problem != c.RMSP_OK or counts.ndim != 1 or <size_t>counts.shape[0] != self.plan.leaf_count:
+            raise ValueError("the counts of steps in the optimizer's state are no longer those that it made")
+        if counts.type == c.RMSP_F32:
+            self.claim.counts.steps = largest_count(<const float *>counts.data, self.plan.leaf_count)
+        else:
+            self.claim.counts.steps = largest_count(<const double *>counts.data, self.plan.leaf_count)
         if _core.is_large(self.plan.work.bytes):
             with nogil:
                 _core.step(&self.plan, &found)
         else:
             _core.step(&self.plan, &found)
-        # The tensor is held by this plan alone, and no one can have changed its memory but by its elements.
-        if count.type == c.RMSP_F32:
-            (<float *>count.data)[0] = <float>self.claim.counts.steps
+        if counts.type == c.RMSP_F32:
+            add_one(<float *>counts.data, self.leaves, self.plan.leaf_count)
         else:
-            (<double *>count.data)[0] = <double>self.claim.counts.steps
+            add_one(<double *>counts.data, self.leaves, self.plan.leaf_count)
         return IS_STEPPED
 
-    cdef bint _read_count(self, c.rmsp_array *count) noexcept:
-        """Take the count of steps from its tensor, where that was changed; False if it is no count."""
-        cdef double value = (<float *>count.data)[0] if count.type == c.RMSP_F32 else (<double *>count.data)[0]
-        cdef double known = <float>self.claim.counts.steps if count.type == c.RMSP_F32 else self.claim.counts.steps
-        if value == known:
-            return True
-        if not 0 <= value < 9e15:
-            return False
-        c.rmsp_store_int64(&self.claim.counts.steps, <long long>value)
-        return True
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef long long largest_count(const real *counts, size_t n) noexcept:
+    """The largest of some counts; what is no count is none."""
+    cdef size_t i
+    cdef double largest = 0
+    for i in range(n):
+        if largest < counts[i] < 9e15:
+            largest = counts[i]
+    return <long long>largest
+
+
+cdef void add_one(real *counts, PyObject **stepped, size_t n) noexcept:
+    """Count a step of each leaf that had one."""
+    cdef size_t i
+    for i in range(n):
+        if stepped[i] != NULL:
+            counts[i] += 1

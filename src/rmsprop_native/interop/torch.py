@@ -5,7 +5,8 @@ a) There is no second state: the buffers are the tensors in ``optimizer.state[p]
    plan of the compiled step is a cache of what was found.
 b) Parameters that the compiled step refuses, for whatever reason, are stepped by torch's own operations in the same
    call, and `native` says why.
-c) All parameters of the compiled step share one tensor that counts steps; `state_dict` gives each one of its own.
+c) The counts of steps in the state are elements of one tensor, so that the compiled step writes them in one loop: to
+   increment one through torch takes as long as the steps of ten small parameters.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from rmsprop_native.presets import PRESETS, make_options
 from rmsprop_native.tree import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["Native", "RMSprop", "RMSpropTF"]
 
@@ -138,15 +139,6 @@ def _hooked(plain: Any) -> Any:
     return step
 
 
-def _separate_counts(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Give each parameter a count of its own: torch's class would increment a shared one once for each."""
-    entries = dict(state_dict["state"])
-    for key, entry in entries.items():
-        if isinstance(entry, dict) and "step" in entry and entry["step"] is optimizer._count:
-            entries[key] = {**entry, "step": optimizer._count.clone()}
-    return {**state_dict, "state": entries}
-
-
 class RMSprop(torch.optim.RMSprop):
     """torch.optim.RMSprop whose step is one pass in C: a drop-in.
 
@@ -201,7 +193,7 @@ class RMSprop(torch.optim.RMSprop):
     Large parameters are stepped by as many threads as `torch.get_num_threads` says, unless
     `rmsprop_native.set_num_threads` has been called. The result does not depend on it.
 
-    All parameters of the compiled step share one count of steps, by which `bias_correction` goes. Where two optimizers
+    `bias_correction` goes by one count, the largest of those in the state. Where two optimizers
     share a state, as after ``other.load_state_dict(optimizer.state_dict())``, they share its buffers, as torch's do.
 
     Examples
@@ -220,7 +212,7 @@ class RMSprop(torch.optim.RMSprop):
 
     # For pickle and deepcopy, which make an optimizer without __init__.
     _plan: TensorPlan | None = None
-    _count: Any = None  # the tensor in which native parameters count their steps
+    _steps: Sequence[Any] = ()  # for each leaf of the plan the tensor that counts its steps
     _others: tuple[tuple[int, int], ...] = ()  # what is not native, as indices of groups and in them
     _reasons: Mapping[tuple[int, int], str] = {}
     _places: tuple[tuple[int, int], ...] = ()  # of each leaf of the plan
@@ -277,16 +269,14 @@ class RMSprop(torch.optim.RMSprop):
                 group.setdefault(name, value)
             if not self._is_torchs(group):
                 self._options(group)
-        self._optimizer_state_dict_post_hooks[-1] = _separate_counts
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = self._count = None
+        self._plan = None
         for group in self.param_groups:
             for name in self._names:
                 if name in self.defaults:
                     group.setdefault(name, self.defaults[name])
-        self._optimizer_state_dict_post_hooks.setdefault(-1, _separate_counts)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, of this class or of torch.optim.RMSprop.
@@ -467,7 +457,7 @@ class RMSprop(torch.optim.RMSprop):
         own = [(g, i, param) for g, i, param in every if (g, i) not in reasons]
         seen = [p if type(p) is not DTensor or DTensor is None else _local(p, p) for _, _, p in own]
         indices = {(g, i): leaf for leaf, (g, i, _) in enumerate(own)}
-        names = [self._name(g, i) for g, i, _ in own]
+        names = [_name_of(groups[g], g, i) for g, i, _ in own]
         if len(set(names)) < len(names):  # those of two models
             names = [_place(g, i) for g, i, _ in own]
         plan = TensorPlan(
@@ -495,8 +485,9 @@ class RMSprop(torch.optim.RMSprop):
             common,
             largest_number(dtypes),
         )
-        if self._count is None:
-            self._count = torch.zeros((), dtype=base._get_scalar_dtype())
+        saved = [self.state[param].get("step") for _, _, param in own if param in self.state]
+        is_double = any(isinstance(step, torch.Tensor) and step.dtype == torch.float64 for step in saved)
+        counts = torch.zeros(len(own), dtype=torch.float64 if is_double else base._get_scalar_dtype(), device="cpu")
         watched = {*self._names, "differentiable", "capturable", "caution"}  # what decides a step; lr apart
         used = {g for g, _, _ in own}
         plan.set_groups(
@@ -507,48 +498,45 @@ class RMSprop(torch.optim.RMSprop):
                 for g, group in enumerate(groups)
             ],
             [sum(_BUFFERS[name] for name in o.buffers) if g in used else 0 for g, o in enumerate(options)],
-            self._count,
+            counts,
+            steps := list(counts.unbind()),
         )
-        self._places = tuple([(g, i) for g, i, _ in own])
+        self._places, self._steps = tuple([(g, i) for g, i, _ in own]), steps
         self._reasons, self._others, self._refused = reasons, tuple(reasons), {}
         self._plan = plan
-
-    def _name(self, g: int, i: int) -> str:
-        group = self.param_groups[g]
-        return group["param_names"][i] if "param_names" in group else _place(g, i)
 
     # ---- the state ----
 
     def _make_state(self) -> None:
-        """Make what the native parameters with a gradient lack in the state, and let them count together."""
-        entries = []
-        for g, i in self._places:
+        """Make what native parameters with a gradient lack in the state, and take over the counts that it has."""
+        for (g, i), count in zip(self._places, self._steps, strict=True):
             group = self.param_groups[g]
             param = group["params"][i]
-            if param in self.state and len(self.state[param]) > 0:
-                entries.append(self.state[param])
-            if param.grad is None:
-                continue
-            if len(self.state[param]) == 0:
-                entries.append(self.state[param])
-                self.state[param]["step"] = self._count
             with torch.no_grad():
-                self._make_buffers(param, group, self.state[param])
-        counts = [entry["step"] for entry in entries if "step" in entry]
-        if all(count is not self._count for count in counts):
-            self._count.fill_(max([float(count) for count in counts], default=0.0))
-        elif not math.isfinite(float(self._count)) or self._count.dim() != 0:
-            raise ValueError(f"the count of steps in the optimizer's state is {self._count}")
-        for entry in entries:
-            entry["step"] = self._count
+                if param.grad is not None:
+                    self._make_buffers(param, group, _name_of(group, g, i))
+                entry = self.state.get(param, {})
+                if len(entry) > 0 and entry.get("step") is not count:
+                    count.fill_(float(entry.get("step", 0)))
+                    entry["step"] = count
 
-    def _make_buffers(self, param: Any, group: Group, entry: dict[str, Any]) -> None:
+    def _make_buffers(self, param: Any, group: Group, name_of_param: str) -> None:
+        """Make the state of a parameter that has none; refuse one without a buffer that the options need."""
+        entry = self.state[param]
+        is_new = len(entry) == 0
+        if is_new:
+            entry["step"] = torch.zeros((), dtype=base._get_scalar_dtype())
         for name in self._options(group).buffers:
             if name in entry:
                 continue
-            if name == "ema":
+            if name == "ema":  # no state of torch's class has it
                 entry[name] = param.detach().clone(memory_format=torch.preserve_format)
                 continue
+            if not is_new:
+                raise ValueError(
+                    f"the state of {name_of_param} has no {name}: it was made with other options; "
+                    f"put zeros there to go on with these"
+                )
             entry[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
             start = {**group, **self._fixed}.get("initial_square_avg", 0.0)
             if name == "square_avg" and start != 0:
@@ -562,10 +550,6 @@ class RMSprop(torch.optim.RMSprop):
         for g, group in enumerate(self.param_groups):
             params = [group["params"][i] for of, i in others if of == g]
             params = [param for param in params if param.grad is not None]
-            for param in params:
-                entry = self.state[param]
-                if entry.get("step") is self._count and self._count is not None:
-                    entry["step"] = self._count.clone()
             if not params:
                 continue
             if self._is_torchs(group) and not group.get("caution"):
@@ -574,11 +558,11 @@ class RMSprop(torch.optim.RMSprop):
             for param in params:
                 if param.grad.is_sparse:
                     raise RuntimeError("RMSprop does not support sparse gradients")
+                self._make_buffers(param, group, "a parameter")
                 entry = self.state[param]
-                entry.setdefault("step", torch.zeros((), dtype=base._get_scalar_dtype()))
-                self._make_buffers(param, group, entry)
-                entry["step"] = entry["step"] + 1
-                _step_one(param, param.grad, entry, self._options(group), common, bool(group.get("caution")))
+                entry["step"] += 1
+                steps = max([float(each["step"]) for each in self.state.values() if "step" in each])
+                _step_one(param, param.grad, entry, self._options(group), common, steps, bool(group.get("caution")))
 
     def _step_as_torch(self, group: Group) -> None:
         lists: list[list[Any]] = [[] for _ in range(6)]
@@ -613,6 +597,11 @@ def _place(g: int, i: int) -> str:
     return f"param_groups[{g}]['params'][{i}]"
 
 
+def _name_of(group: Group, g: int, i: int) -> str:
+    name: str = group["param_names"][i] if "param_names" in group else _place(g, i)
+    return name
+
+
 def _rate(options: Options) -> float:
     assert not callable(options.lr)
     return options.lr
@@ -627,7 +616,9 @@ def _norm(grad: Any) -> float:
     return float(torch.linalg.vector_norm(torch.view_as_real(grad) if grad.is_complex() else grad, dtype=torch.float64))
 
 
-def _step_one(param: Any, grad: Any, entry: dict[str, Any], options: Options, common: float, caution: bool) -> None:
+def _step_one(
+    param: Any, grad: Any, entry: dict[str, Any], options: Options, common: float, steps: float, caution: bool
+) -> None:
     """One step of one parameter in torch's operations: the formula of `rmsprop_native.reference`."""
     tensors: list[Any] = [param, grad, *(entry.get(name) for name in _BUFFERS)]
     if param.is_complex():
@@ -644,7 +635,6 @@ def _step_one(param: Any, grad: Any, entry: dict[str, Any], options: Options, co
     if options.weight_decay != 0 and not options.decoupled_weight_decay:
         grad = grad.add(param, alpha=options.weight_decay)
     v.mul_(rho).addcmul_(grad, grad, value=1 - rho)
-    steps = float(entry["step"])
     correction = 1 / (1 - rho**steps) if options.bias_correction else 1.0
     d: Any = v * correction
     if options.centered:
@@ -663,7 +653,7 @@ def _step_one(param: Any, grad: Any, entry: dict[str, Any], options: Options, co
         param.mul_(1 - lr * options.weight_decay)
     param.add_(u, alpha=-lr if outside else -1)
     if ema is not None:
-        average.copy_(param) if steps == 1 else average.mul_(ema).add_(param, alpha=1 - ema)
+        average.copy_(param) if float(entry["step"]) == 1 else average.mul_(ema).add_(param, alpha=1 - ema)
 
 
 class RMSpropTF(RMSprop):
