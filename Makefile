@@ -42,10 +42,13 @@ QUICK_FILES = bind leaves plan step state strided ufuncs adversarial_arrays adve
 sanitize-quick: QUICK = $(QUICK_FILES:%=tests/test_%.py)
 sanitize: ## C tests and all tests under the address, undefined-behaviour and thread sanitizers
 sanitize-quick: ## the same for the C tests and what is nearest to memory and threads
-sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(SANITIZED)/address/built $(SANITIZED)/thread/built
+# torch itself is no sanitized build, so that its threads are not watched.
+WITH_TORCH = $(wildcard tests/peers/test_*torch*.py)
+sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/peers.group $(SANITIZED)/address/built $(SANITIZED)/thread/built
 	ASAN_OPTIONS=detect_leaks=1 $(BIN)/ctest --test-dir $(SANITIZED)/address/build --output-on-failure
 	TSAN_OPTIONS=die_after_fork=0 $(BIN)/ctest --test-dir $(SANITIZED)/thread/build --output-on-failure
 	$(call PYTEST_WITH,address) $(UNOPTIMISED) $(QUICK)
+	$(call PYTEST_WITH,address) $(WITH_TORCH)
 	$(call PYTEST_WITH,thread) -m threads
 
 # The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from numpy.typing import NDArray
@@ -64,4 +64,10 @@ class TensorPlan(Plan):
         num_threads: Callable[[], int],
     ) -> None: ...
     def set_groups(self, watched: list[tuple[Any, ...]], masks: list[int], counts: Any, steps: list[Any]) -> None: ...
-    def step_groups(self, groups: list[dict[str, Any]], state: Any, left_out: set[int] | None) -> int: ...
+    def step_groups(
+        self,
+        param_groups: Sequence[dict[str, Any]],
+        state: Any,
+        left_out: set[int] | None = None,
+        only_checks: bool = False,
+    ) -> int: ...

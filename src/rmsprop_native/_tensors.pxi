@@ -79,17 +79,19 @@ cdef class TensorPlan(Plan):
         self.watched, self.masks, self.counts, self.steps = watched, masks, counts, steps
         self.plan.bound = 0
 
-    def step_groups(self, list groups, object state, object left_out):
+    def step_groups(self, object param_groups, object state, object left_out=None, bint only_checks=False):
         """Step every parameter that has a gradient.
 
         Parameters
         ----------
-        groups : list of dict
-            The optimizer's param_groups.
+        param_groups : sequence of dict
+            Those of the optimizer.
         state : dict
             The optimizer's state.
-        left_out : set of int or None
+        left_out : set of int, optional
             Leaves that this step leaves to others.
+        only_checks : bool
+            Do all but the step itself.
 
         Returns
         -------
@@ -98,13 +100,14 @@ cdef class TensorPlan(Plan):
             of a group have changed, a parameter lacks buffers, the parameters are others; REFUSED with `refused`.
         """
         cdef int outcome
+        cdef list groups = param_groups if type(param_groups) is list else list(param_groups)
         _core.take(self.claim)
         try:
             outcome = self._watch(groups)
             if outcome == IS_STEPPED:
                 outcome = self._collect_groups(groups, state, left_out)
             if outcome == IS_STEPPED:
-                outcome = self._bind_and_step()
+                outcome = self._bind_and_step(only_checks)
         finally:
             self._release_all()
             _core.release(self.claim)
@@ -126,8 +129,8 @@ cdef class TensorPlan(Plan):
             return WANTS_PLAN
         for g in range(self.plan.group_count):
             group, known = groups[g], <tuple>self.watched[g]
-            if type(group) is not dict:
-                return WANTS_NUMBERS
+            if not PyDict_Check(<PyObject *>group):
+                raise TypeError(f"param_groups[{g}] is a {type(group).__name__}, not a dict")
             for k in range(0, len(known), 2):
                 value = PyDict_GetItemWithError(group, known[k])
                 if value == NULL or (value != <PyObject *>known[k + 1] and not (
@@ -319,9 +322,11 @@ cdef class TensorPlan(Plan):
         try:
             self._refuse(<c.rmsp_reason>reason, &where, self.leaves, self.leaves + n)
         except (TypeError, ValueError) as error:
+            if reason == c.RMSP_NULL_DATA:
+                raise  # torch's operations would read there
             return self._say_refused(where.leaf, where.other_leaf if reason == c.RMSP_OVERLAP else -1, error)
 
-    cdef int _bind_and_step(self) except -1:
+    cdef int _bind_and_step(self, bint only_checks) except -1:
         cdef int outcome
         cdef c.rmsp_found found
         cdef c.rmsp_array counts
@@ -331,8 +336,13 @@ cdef class TensorPlan(Plan):
             if outcome != IS_STEPPED:
                 return outcome
         describe(<PyObject *>seen, &counts)
-        if counts.problem != c.RMSP_OK or counts.ndim != 1 or <size_t>counts.shape[0] != self.plan.leaf_count:
+        if (
+            counts.problem != c.RMSP_OK or counts.ndim != 1 or <size_t>counts.shape[0] != self.plan.leaf_count
+            or counts.data == NULL or not counts.flags & c.RMSP_C_ORDER
+        ):
             raise ValueError("the counts of steps in the optimizer's state are no longer those that it made")
+        if only_checks:
+            return IS_STEPPED
         if counts.type == c.RMSP_F32:
             self.claim.counts.steps = largest_count(<const float *>counts.data, self.plan.leaf_count)
         else:

@@ -80,6 +80,7 @@ cdef extern from "rmsp.h" nogil:
         RMSP_DEVICE
         RMSP_NOT_STRIDED
         RMSP_LAZY_BITS
+        RMSP_NULL_DATA
         RMSP_OTHER_DTYPE
         RMSP_OTHER_SHAPE
         RMSP_OVERLAP

@@ -341,13 +341,16 @@ class RMSprop(torch.optim.RMSprop):
         if self._plan is None or self._others or self._refused:
             self._step_all()
         else:
-            outcome = self._plan.step_groups(self.param_groups, self.state, None)
+            outcome = self._plan.step_groups(self.param_groups, self.state)
             if outcome > NOTHING:
                 self._step_all()
         return loss
 
     def _step_all(self) -> None:
-        """The step, with whatever it needs before, and by torch's operations where it is not native."""
+        """The step, with whatever it needs before, and by torch's operations where it is not native.
+
+        Those come after all checks of the native step and before its writes: they may raise.
+        """
         if self._plan is not None and any(
             self._reason(self.param_groups[g]["params"][i], self.param_groups[g]) is None
             for g, i in self._others
@@ -355,13 +358,12 @@ class RMSprop(torch.optim.RMSprop):
         ):
             self._plan = None
         refused: dict[int, str] = {}
-        outcome = NEEDS_PLAN
         for _ in range(8 + sum(len(group["params"]) for group in self.param_groups)):  # each may be refused by itself
             if self._plan is None:
                 self._make_plan()
                 refused = {}
             assert self._plan is not None
-            outcome = self._plan.step_groups(self.param_groups, self.state, set(refused) or None)
+            outcome = self._plan.step_groups(self.param_groups, self.state, set(refused), only_checks=True)
             if outcome in (STEPPED, NOTHING):
                 break
             if outcome in (NEEDS_NUMBERS, NEEDS_PLAN):
@@ -373,13 +375,13 @@ class RMSprop(torch.optim.RMSprop):
                 refused[leaf] = str(error)
                 if other >= 0:
                     refused.setdefault(other, str(error))
-        if outcome not in (STEPPED, NOTHING):
-            raise RuntimeError("the options, parameters or state of the optimizer change while it prepares a step")
         self._refused = {self._places[leaf]: reason for leaf, reason in refused.items()}
         others = sorted({*self._others, *self._refused})
         if others:
             with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
                 self._step_by_torch(others)
+        if self._plan is None or self._plan.step_groups(self.param_groups, self.state, set(refused)) > NOTHING:
+            raise RuntimeError("the options, parameters or state of the optimizer change while it takes a step")
 
     # ---- what is native, and with which numbers ----
 
@@ -409,6 +411,8 @@ class RMSprop(torch.optim.RMSprop):
             return f"has layout {local.layout}"
         if local.dtype not in _DTYPES:
             return f"has dtype {local.dtype}"
+        if local.is_inference():
+            return "is an inference tensor"
         for flag in ("differentiable", "capturable", "caution"):
             if group.get(flag):
                 return f"is in a group with {flag}=True"

@@ -1,0 +1,239 @@
+"""Attacks on the optimizers of torch: threads, code that runs inside a step, hostile state, memory that runs out."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import memory_failures
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from rmsprop_native.interop.torch import RMSprop
+
+
+def parameters(count=6, size=5, **options):
+    """Parameters with gradients, and an optimizer that has taken a step."""
+    params = [nn.Parameter(torch.randn(size)) for _ in range(count)]
+    for p in params:
+        p.grad = torch.randn(size)
+    optimizer = RMSprop(params, **options)
+    optimizer.step()
+    return params, optimizer
+
+
+def copies(params):
+    return [p.detach().clone() for p in params]
+
+
+def unmoved(params, before):
+    return all(torch.equal(p.detach(), b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("size", [64, 1 << 18])
+def test_threads_in_one_optimizer(size):
+    """Each step is taken whole or refused."""
+    params, optimizer = parameters(4, size)
+    taken, refused = [], []
+
+    def run():
+        for _ in range(40):
+            try:
+                optimizer.step()
+                taken.append(1)
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) + len(refused) == 120
+    assert all("inside a step already" in text for text in refused)
+    assert float(optimizer.state[params[0]]["step"]) == 1 + len(taken)
+
+
+@pytest.mark.threads
+def test_thread_that_replaces_gradients():
+    params, optimizer = parameters(8, 64, momentum=0.9)
+    stop = threading.Event()
+
+    def run():
+        while not stop.is_set():
+            for p in params:
+                p.grad = torch.randn(64)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    for _ in range(500):
+        optimizer.step()
+    stop.set()
+    thread.join()
+    assert float(optimizer.state[params[0]]["step"]) == 501
+
+
+class Mode(TorchFunctionMode):
+    """Runs code at the `turn`-th call of a function of torch."""
+
+    def __init__(self, act, turn):
+        super().__init__()
+        self.act, self.turn, self.calls = act, turn, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        if self.calls == self.turn:
+            self.act()
+            gc.collect()
+        return func(*args, **(kwargs or {}))
+
+
+CHANGES = {
+    "parameters removed": lambda params, optimizer: optimizer.param_groups[0]["params"].__delitem__(slice(2, None)),
+    "state cleared": lambda params, optimizer: optimizer.state.clear(),
+    "groups removed": lambda params, optimizer: optimizer.param_groups.clear(),
+    "entries cleared": lambda params, optimizer: [entry.clear() for entry in optimizer.state.values()],
+    "gradients dropped": lambda params, optimizer: [setattr(p, "grad", None) for p in params],
+    "data replaced": lambda params, optimizer: [setattr(p, "data", torch.zeros(1)) for p in params],
+}
+
+
+@pytest.mark.parametrize("turn", [1, 4, 7, 12, 20])
+@pytest.mark.parametrize("change", CHANGES)
+def test_code_inside_a_step(change, turn):
+    """Parameters of one element are asked for lazy bits, where a mode of torch's functions runs."""
+    params, optimizer = parameters(6, 1)
+    mode = Mode(lambda: CHANGES[change](params, optimizer), turn)
+    with mode:
+        optimizer.step()
+    assert mode.calls >= turn
+    for p in params:
+        p.grad = torch.ones(1)
+    optimizer.step()
+
+
+def test_step_inside_a_step():
+    params, optimizer = parameters(3, 1)
+    before = copies(params)
+    with Mode(optimizer.step, 3), pytest.raises(RuntimeError, match="inside a step already"):
+        optimizer.step()
+    assert unmoved(params, before)
+
+
+BUFFERS = {
+    "shape": lambda params, optimizer: torch.zeros(4),
+    "array": lambda params, optimizer: np.zeros(5, np.float32),
+    "None": lambda params, optimizer: None,
+    "string": lambda params, optimizer: "x",
+    "device": lambda params, optimizer: torch.zeros(5, device="meta"),
+    "count": lambda params, optimizer: optimizer.state[params[1]]["step"],
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_bad_buffer(name):
+    """What torch's operations refuse is refused before anything was written."""
+    params, optimizer = parameters(3)
+    optimizer.state[params[1]]["square_avg"] = BUFFERS[name](params, optimizer)
+    before = copies(params)
+    with pytest.raises((RuntimeError, AttributeError)):
+        optimizer.step()
+    assert unmoved(params, before)
+
+
+@pytest.mark.parametrize("what", ["parameter", "counts"])
+def test_memory_taken_away(what):
+    params, optimizer = parameters(3)
+    (params[0] if what == "parameter" else optimizer.state[params[0]]["step"]).untyped_storage().resize_(0)
+    before = copies(params[1:])
+    with pytest.raises(ValueError, match="no memory" if what == "parameter" else "no longer those"):
+        optimizer.step()
+    assert unmoved(params[1:], before)
+
+
+def test_containers_of_other_kinds():
+    params, optimizer = parameters(3)
+    optimizer.param_groups = (collections.OrderedDict(optimizer.param_groups[0]),)
+    optimizer.state = dict(optimizer.state)
+    before = copies(params)
+    optimizer.step()
+    assert optimizer.native
+    assert not unmoved(params, before)
+    optimizer.param_groups = [list(optimizer.param_groups[0].items())]
+    with pytest.raises(TypeError, match="is a list, not a dict"):
+        optimizer.step()
+
+
+def test_inference_tensor():
+    """As with torch's class: not to be changed outside inference mode."""
+    with torch.inference_mode():
+        p = torch.zeros(3)
+        p.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="[Ii]nference"):
+        RMSprop([p]).step()
+
+
+def test_finalizer_inside_a_step():
+    params, optimizer = parameters(20)
+
+    class Bomb:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            optimizer.state.clear()
+            for p in params:
+                p.grad = None
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            for p in params:
+                p.grad = torch.ones(5)
+            Bomb()
+            optimizer.step()
+    finally:
+        gc.set_threshold(*before)
+
+
+# Python drops generators whose cleanup finds no memory either.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_memory_that_runs_out(has_plan):
+    """A step that raises MemoryError has changed nothing."""
+    _testcapi = memory_failures()
+    outcomes = set()
+    for allowed in range(40) if has_plan else range(0, 3000, 11):
+        params, optimizer = parameters(3, 8, momentum=0.9)
+        if not has_plan:
+            optimizer._plan = None
+        before = copies(params)
+        _testcapi.set_nomemory(allowed, allowed + 3)
+        try:
+            optimizer.step()
+            raised = False
+        except MemoryError:
+            raised = True
+        finally:
+            _testcapi.remove_mem_hooks()
+        assert not raised or unmoved(params, before)
+        outcomes.add(raised)
+    assert outcomes == {True, False}
+
+
+@pytest.mark.threads
+def test_fork():
+    params, optimizer = parameters(4, 1 << 18)
+    child = os.fork()
+    if child == 0:
+        optimizer.step()
+        os._exit(0 if float(optimizer.state[params[0]]["step"]) == 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    optimizer.step()
