@@ -37,6 +37,7 @@ from frameworks import (
     sb3,
     tf1,
     timm,
+    timm_class,
     torch_with,
 )
 from measure import LR, ULPS, Problem, assert_close, ulps
@@ -196,6 +197,7 @@ def test_defaults_are_those_of_the_frameworks():
         "keras": keras.optimizers.RMSprop,
         "optax": optax.rmsprop,
         "sb3": RMSpropTFLike,
+        "timm": timm_class(),
     }
     for preset, function in frameworks.items():
         options = rms.Options(**rms.PRESETS[preset])

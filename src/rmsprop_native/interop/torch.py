@@ -219,6 +219,7 @@ class RMSprop(torch.optim.RMSprop):
     _refused: Mapping[tuple[int, int], str] = {}  # by the last step
     _names: Mapping[str, str] = {**_TORCH_NAMES, **{name: name for name in _OWN}}
     _fixed: Mapping[str, Any] = {}
+    _extra: tuple[str, ...] = ()  # further keys of groups that decide a step, and are no option
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class RMSprop(torch.optim.RMSprop):
         super().__setstate__(state)
         self._plan = None
         for group in self.param_groups:
-            for name in self._names:
+            for name in (*self._names, *self._extra):
                 if name in self.defaults:
                     group.setdefault(name, self.defaults[name])
 
@@ -293,7 +294,8 @@ class RMSprop(torch.optim.RMSprop):
         """
         saved = state_dict["param_groups"]
         if len(saved) == len(self.param_groups):
-            own = [{name: group[name] for name in self._names if name in group} for group in self.param_groups]
+            names = (*self._names, *self._extra)
+            own = [{name: group[name] for name in names if name in group} for group in self.param_groups]
             groups = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
             state_dict = {**state_dict, "param_groups": groups}
         super().load_state_dict(state_dict)
@@ -492,12 +494,17 @@ class RMSprop(torch.optim.RMSprop):
         saved = [self.state[param].get("step") for _, _, param in own if param in self.state]
         is_double = any(isinstance(step, torch.Tensor) and step.dtype == torch.float64 for step in saved)
         counts = torch.zeros(len(own), dtype=torch.float64 if is_double else base._get_scalar_dtype(), device="cpu")
-        watched = {*self._names, "differentiable", "capturable", "caution"}  # what decides a step; lr apart
+        watched = {*self._names, *self._extra, "differentiable", "capturable"}  # what decides a step; lr apart
         used = {g for g, _, _ in own}
         plan.set_groups(
             [
                 tuple(
-                    [x for key in group if key in watched and (key != "lr" or g not in used) for x in (key, group[key])]
+                    [
+                        x
+                        for key in group
+                        if key in watched and (key != "lr" or g not in used or group.get("corrected_weight_decay"))
+                        for x in (key, group[key])
+                    ]
                 )
                 for g, group in enumerate(groups)
             ],
@@ -675,10 +682,14 @@ class RMSpropTF(RMSprop):
         Divide by the root of the gradient's variance.
     decoupled_decay : bool, default False
         Shrink the parameter by ``1 - lr * weight_decay`` instead of adding the decay to the gradient.
+    corrected_weight_decay : bool, default False
+        With `decoupled_decay`, shrink it by ``1 - lr**2 / max_lr * weight_decay``; max_lr is the `lr` given here.
     lr_in_momentum : bool, default True
         Keep ``lr * step`` in the momentum buffer.
     caution : bool, default False
         Step only where the momentum buffer and the gradient agree; by torch's operations, not natively.
+    foreach : bool, optional
+        As for `RMSprop`.
 
     Raises
     ------
@@ -703,6 +714,7 @@ class RMSpropTF(RMSprop):
         "lr_in_momentum": "lr_in_momentum",
     }
     _fixed: Mapping[str, Any] = {"eps_inside_sqrt": True, "initial_square_avg": 1.0}
+    _extra = ("corrected_weight_decay", "max_lr_snapshot", "caution")
 
     def __init__(
         self,
@@ -714,8 +726,26 @@ class RMSpropTF(RMSprop):
         momentum: float = 0.0,
         centered: bool = False,
         decoupled_decay: bool = False,
+        corrected_weight_decay: bool = False,
         lr_in_momentum: bool = True,
         caution: bool = False,
+        foreach: bool | None = None,
     ) -> None:
-        torch.optim.RMSprop.__init__(self, params, lr, alpha, eps, weight_decay, momentum, centered)
-        self._take_own({"decoupled_decay": decoupled_decay, "lr_in_momentum": lr_in_momentum, "caution": caution})
+        torch.optim.RMSprop.__init__(self, params, lr, alpha, eps, weight_decay, momentum, centered, False, foreach)
+        if corrected_weight_decay and float(lr) <= 0:
+            raise ValueError(f"corrected_weight_decay needs the largest lr, which is positive; lr is {float(lr)!r}")
+        self._take_own(
+            {
+                "decoupled_decay": decoupled_decay,
+                "corrected_weight_decay": corrected_weight_decay,
+                "max_lr_snapshot": float(lr),
+                "lr_in_momentum": lr_in_momentum,
+                "caution": caution,
+            }
+        )
+
+    def _options(self, group: Group) -> Options:
+        options = super()._options(group)
+        if not (group.get("corrected_weight_decay") and options.decoupled_weight_decay):
+            return options
+        return options.replace(weight_decay=options.weight_decay * float(group["lr"]) / group["max_lr_snapshot"])
