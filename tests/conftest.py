@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import rmsprop_native as rms
-from rmsprop_native import _core, reference
+from rmsprop_native import _core, _plan, reference
 from rmsprop_native.tree import flatten
 
 
@@ -25,6 +27,18 @@ def _runtime():
     rms.use_isa(isa)
     rms.set_num_threads(None)
     _core.set_grain(grain)
+
+
+@pytest.fixture(params=[True, False], ids=["table", "numpy"])
+def torch_source(request):
+    """The test runs with tensors read through torch's table of functions, and as where torch is too old for it."""
+    import torch
+
+    assert _plan.use_exchange_table(request.param) == request.param
+    threads = torch.get_num_threads()
+    yield request.param
+    torch.set_num_threads(threads)
+    _plan.use_exchange_table(True)
 
 
 @pytest.fixture
@@ -164,6 +178,15 @@ for repeat in range(100):
     except subprocess.CalledProcessError:
         pytest.skip("this Python crashes by itself when memory runs out", allow_module_level=True)
     return testcapi
+
+
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+
+
+def needs_peers(page):
+    """Whether the examples of a page import more than the tests here have: tests/peers/test_docs.py runs them then."""
+    imported = set(re.findall(r">>> (?:import|from) (\w+)", page.read_text()))
+    return bool(imported - {"numpy", "rmsprop_native", *sys.stdlib_module_names})
 
 
 class Schedule:

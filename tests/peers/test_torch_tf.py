@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from beside import arrays_of
 from conftest import same_bits
 from frameworks import timm_class
 from measure import LR, ULPS, Problem, assert_close, ulps
@@ -69,12 +70,6 @@ BESIDE = {name: theirs for name, (theirs, _) in OPTIONS.items()} | {
 def test_signature():
     ours, theirs = (inspect.signature(of).parameters.values() for of in (RMSpropTF, Peer))
     assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
-
-
-def arrays_of(optimizer, params):
-    names = ["square_avg", *(name for name in ("momentum_buffer", "grad_avg") if name in optimizer.state[params[0]])]
-    found = {name: [optimizer.state[p][name].numpy().copy() for p in params] for name in names}
-    return {"param": [p.detach().numpy().copy() for p in params], **found}
 
 
 @pytest.mark.parametrize("foreach", [False, True])

@@ -31,6 +31,7 @@ from rmsprop_native._plan import (
     TensorPlan,
 )
 from rmsprop_native.coefficients import check_dtype, group_of, largest_number
+from rmsprop_native.interop._torch_state import EXTRA_TF, FIXED_TF, NAMES, NAMES_TF, OWN, from_state, to_state
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS, make_options
 from rmsprop_native.tree import flatten
@@ -38,23 +39,13 @@ from rmsprop_native.tree import flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Native", "RMSprop", "RMSpropTF"]
+__all__ = ["Native", "RMSprop", "RMSpropTF", "from_state", "to_state"]
 
 Group = dict[str, Any]
 
 # The bit of each buffer that a parameter has; square_avg is array 2 of a leaf.
 _BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(("square_avg", "momentum_buffer", "grad_avg", "ema"))}
 
-# What torch.optim.RMSprop calls our options, and those that it has not, with the values that make it the same.
-_TORCH_NAMES = {
-    "lr": "lr", "alpha": "rho", "eps": "eps", "weight_decay": "weight_decay", "momentum": "momentum",
-    "centered": "centered", "maximize": "maximize",
-}  # fmt: skip
-_OWN = {
-    "nesterov": False, "eps_inside_sqrt": False, "lr_in_momentum": False, "bias_correction": False,
-    "decoupled_weight_decay": False, "initial_square_avg": 0.0, "ema": None, "clip_value": None, "clip_norm": None,
-    "clip_global_norm": None,
-}  # fmt: skip
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 try:
@@ -217,7 +208,7 @@ class RMSprop(torch.optim.RMSprop):
     _reasons: Mapping[tuple[int, int], str] = {}
     _places: tuple[tuple[int, int], ...] = ()  # of each leaf of the plan
     _refused: Mapping[tuple[int, int], str] = {}  # by the last step
-    _names: Mapping[str, str] = {**_TORCH_NAMES, **{name: name for name in _OWN}}
+    _names: Mapping[str, str] = NAMES
     _fixed: Mapping[str, Any] = {}
     _extra: tuple[str, ...] = ()  # further keys of groups that decide a step, and are no option
 
@@ -250,8 +241,8 @@ class RMSprop(torch.optim.RMSprop):
         if preset is not None:
             make_options(preset)  # raises if there is none
         chosen = {} if preset is None else dict(PRESETS[preset])
-        own = {name: value for name, value in locals().items() if name in _OWN}
-        own = {name: chosen.get(name, _OWN[name]) if value is None else value for name, value in own.items()}
+        own = {name: value for name, value in locals().items() if name in OWN}
+        own = {name: chosen.get(name, OWN[name]) if value is None else value for name, value in own.items()}
         lr = chosen.get("lr", float(lr)) if lr is _LR else lr
         alpha = chosen.get("rho", float(alpha)) if alpha is _ALPHA else alpha
         eps = chosen.get("eps", float(eps)) if eps is _EPS else eps
@@ -394,7 +385,7 @@ class RMSprop(torch.optim.RMSprop):
 
     def _is_torchs(self, group: Group) -> bool:
         """Whether torch.optim.RMSprop can take a group's step."""
-        return not self._fixed and all(group.get(name, value) == value for name, value in _OWN.items())
+        return not self._fixed and all(group.get(name, value) == value for name, value in OWN.items())
 
     def _reason(self, param: Any, group: Group) -> str | None:
         """Why a parameter is not native, by what it is; or None."""
@@ -708,13 +699,9 @@ class RMSpropTF(RMSprop):
     tensor([ 0.5000, -2.5000])
     """
 
-    _names: Mapping[str, str] = {
-        **_TORCH_NAMES,
-        "decoupled_decay": "decoupled_weight_decay",
-        "lr_in_momentum": "lr_in_momentum",
-    }
-    _fixed: Mapping[str, Any] = {"eps_inside_sqrt": True, "initial_square_avg": 1.0}
-    _extra = ("corrected_weight_decay", "max_lr_snapshot", "caution")
+    _names: Mapping[str, str] = NAMES_TF
+    _fixed: Mapping[str, Any] = FIXED_TF
+    _extra = EXTRA_TF
 
     def __init__(
         self,
