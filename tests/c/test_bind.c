@@ -908,8 +908,8 @@ static void test_given_buffers(void)
     }
 }
 
-/* A buffer that is given is checked like a parameter, and nothing written may overlap anything else. Those of leaf 0 fit
- * into all others. */
+/* A buffer that is given is checked like a parameter, and nothing written may overlap anything else. Those of leaf 0
+ * fit into all others. */
 static void test_given_buffers_refused(void)
 {
     static const lie plain[RMSP_ARRAY_COUNT] = {LIE_C};
