@@ -165,6 +165,18 @@ def beside(runs: Runs) -> str:
     return markdown(["other library, 2 threads", "ours", "theirs"], rows)
 
 
+def torch_steps(runs: Runs) -> str:
+    """The step of interop.torch.RMSprop beside those of torch's class."""
+    names = ("torch", "torch foreach")
+    rows = [
+        [run["shapes"], threads_of(run["threads"]), time(run["medians"], "ours")]
+        + [over(run["medians"], name) for name in names]
+        for run in runs
+        if run["kind"] == "torch"
+    ]
+    return markdown(["parameters, float32", "", "ours", *(f"{name}, over ours" for name in names)], rows)
+
+
 def parts(runs: Runs, rows: list[Row]) -> dict[str, str]:
     """The sections of the page below its mark, by their titles."""
     return {
@@ -174,6 +186,7 @@ def parts(runs: Runs, rows: list[Row]) -> dict[str, str]:
         "A learning rate per row or element": rates(runs),
         "Limit over ours": limits(runs),
         "Peers, times over ours": f"- where it was not measured.\n\n{peers(runs)}",
+        "The optimizer of torch": torch_steps(runs),
         "Trees of arrays of 64 float32, one thread": ratios(runs, "trees", "ours", TREES),
         "The ufunc and its wrapper, float64, one thread": ratios(runs, "ufunc", "ours", UFUNC),
         "Subnormal accumulators, 64 Ki float32": ratios(runs, "subnormal", "normal"),

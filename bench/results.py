@@ -14,7 +14,7 @@ Runs = list[Run]
 Times = dict[str, float]
 
 CASE = ("variant", "dtype", "count", "n", "layout", "threads")  # which arrays are stepped, and how
-TABLE = ("kind", "other", "rates")  # and in which table
+TABLE = ("kind", "other", "rates", "shapes")  # and in which table
 RMSPROP_PEERS = (
     "numpy",
     "numpy out=",

@@ -162,6 +162,27 @@ def of_peers(runs: Runs) -> Iterator[Row]:
         yield from (row(run) for run in runs if run["kind"] == kind)
 
 
+def of_torch(runs: Runs) -> Iterator[Row]:
+    """The optimizer of torch."""
+
+    def step(shapes: str, threads: int = 1) -> dict[str, float]:
+        run = find(runs, kind="torch", shapes=shapes, threads=threads)
+        return run["medians"] if run else {}
+
+    for shapes, least in (("100 x 64", 25), ("16 Mi", 5)):
+        value = faster_of(step(shapes), "torch", "torch foreach")
+        yield ratio(f"interop.torch.RMSprop, {shapes} f32", f">= {least}x the best of torch", value, least=least)
+    if step("A2C"):
+        yield duration("interop.torch.RMSprop, 12 parameters of A2C", step("A2C"), "ours", 10)
+    for shapes in ("A2C", "100 x 64", "1000 x 64", "1 Mi", "16 Mi"):
+        one, two = step(shapes), step(shapes, 2)
+        if one and two:
+            value = one["ours"] / two["ours"]
+            met = "yes" if value >= 1 else "level" if value >= LEVEL else "**no**"
+            what = f"interop.torch.RMSprop, {shapes}, 2 threads"
+            yield Row(what, "never slower than 1 thread", f"{value:.2f}x", "", met)
+
+
 def of_the_rest(runs: Runs) -> Iterator[Row]:
     """Beside other libraries' threads; the import and the wheel."""
     for other, what in (("torch", "torch's threads"), ("numpy", "NumPy's BLAS threads")):
@@ -185,6 +206,7 @@ PARTS = (
     of_cold_steps,
     of_limits,
     of_peers,
+    of_torch,
     of_the_rest,
 )
 
@@ -199,7 +221,7 @@ def summary(rows: list[Row], runs: Runs) -> str:
     count = Counter(row.met for row in rows)
     noise = [value for run in runs for value in run["noise"]] or [0.0]
     words = {
-        "level": f"level with a peer that is ahead by at most {1 - LEVEL:.0%}",
+        "level": f"level with a peer, or one thread, that is ahead by at most {1 - LEVEL:.0%}",
         f"within {SLOWER_DAY - 1:.0%}": f"times that are at most {SLOWER_DAY - 1:.0%} longer",
         "-": "not measured",
     }
