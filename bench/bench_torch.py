@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 from conftest import THREADS
+from timing import hot
+
+import rmsprop_native as rms
 
 torch = pytest.importorskip("torch")
 
@@ -14,19 +17,41 @@ A2C = [(64, 4), (64,), (64, 64), (64,)] * 2 + [(2, 64), (2,), (1, 64), (1,)]
 SHAPES = {"A2C": A2C, "100 x 64": [(64,)] * 100, "1000 x 64": [(64,)] * 1000, "1 Mi": [(2**20,)], "16 Mi": [(2**24,)]}
 
 
+def on_threads(count, turn):
+    """A turn while torch has that many threads."""
+
+    def run():
+        torch.set_num_threads(count)
+        return turn()
+
+    return run
+
+
+@pytest.fixture
+def _torch_threads():
+    """The drop-in follows torch."""
+    rms.set_num_threads(None)
+    yield
+    rms.set_num_threads(THREADS)
+
+
+@pytest.mark.usefixtures("_torch_threads")
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_step(interleave, shapes):
-    torch.set_num_threads(THREADS)
+def test_step(take_turns, shapes):
     torch.manual_seed(7)
     makes = {
-        "ours": lambda params: RMSprop(params),
         "torch": lambda params: torch.optim.RMSprop(params, foreach=False),
         "torch foreach": lambda params: torch.optim.RMSprop(params, foreach=True),
+        "ours": lambda params: RMSprop(params),
     }
-    contenders = {}
+    turns = {}
     for name, make in makes.items():
         params = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES[shapes]]
         for p in params:
             p.grad = torch.randn_like(p)
-        contenders[name] = make(params).step
-    interleave(contenders, kind="torch", shapes=shapes)
+        torch.set_num_threads(THREADS)
+        turn = hot(make(params).step)
+        turns[name] = on_threads(THREADS, turn)
+    if THREADS > 1:
+        turns["ours, 1 thread"] = on_threads(1, turn)
+    take_turns(turns, kind="torch", shapes=shapes)

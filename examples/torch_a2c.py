@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from optimizer_share import COLORS, StepClock, draw_bars, table
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from tqdm import tqdm
 
@@ -54,6 +55,7 @@ class Agent:
     def __init__(self, chosen: dict[str, Any] | None, seed: int) -> None:
         self.environments = make_vec_env("CartPole-v1", n_envs=ENVIRONMENTS, seed=seed)
         self.model = A2C("MlpPolicy", self.environments, policy_kwargs=chosen, seed=seed, device="cpu")
+        self.model.set_logger(Logger(None, []))  # else each round makes a folder for its log
         self.clock = StepClock(self.model.policy.optimizer)
         self.random = torch.get_rng_state()
 
