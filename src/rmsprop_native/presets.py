@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from rmsprop_native.options import Options
+from rmsprop_native.options import Options, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +48,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {name: MappingProxyType(options) for name, options in _PRESETS.items()}
 )
 
+# Other names of the frameworks, in lower case.
+_ELSEWHERE = {
+    "pytorch": "torch", "tensorflow": "tf1", "tf": "tf1", "tf.keras": "keras", "tf_keras": "keras", "jax": "optax",
+    "flax": "optax", "pytorch-image-models": "timm", "stable_baselines3": "sb3", "stable-baselines3": "sb3",
+    "paddlepaddle": "paddle", "qml": "pennylane", "hips": "autograd", "lasagne": "pymc", "numpy-ml": "numpy_ml",
+    "numpyml": "numpy_ml", "adam": "adam0",
+}  # fmt: skip
+
 
 def make_options(preset: str | None, **explicit: Any) -> Options:
     """The options of a preset, where `explicit` ones win.
@@ -81,5 +89,6 @@ def make_options(preset: str | None, **explicit: Any) -> Options:
     if not isinstance(preset, str):
         raise TypeError(f"preset must be a string or None, got {preset!r}")
     if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; choose from {', '.join(map(repr, PRESETS))}")
+        hint = did_you_mean(preset, PRESETS, _ELSEWHERE) or ";"
+        raise ValueError(f"no preset {preset!r}{hint} choose from {', '.join(map(repr, PRESETS))}")
     return Options(**{**PRESETS[preset], **explicit})

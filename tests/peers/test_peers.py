@@ -212,7 +212,8 @@ def test_defaults_are_those_of_the_frameworks():
     from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
     from tequila.optimizers.optimizer_gd import OptimizerGD
 
-    words = {"lr": "lr", "learning_rate": "lr", "stepsize": "lr", "step_size": "lr", "gamma": "rho", "alpha": "rho", "rho": "rho", "decay": "rho", "eps": "eps",
+    words = {"lr": "lr", "learning_rate": "lr", "stepsize": "lr", "step_size": "lr", "gamma": "rho",
+             "alpha": "rho", "rho": "rho", "decay": "rho", "eps": "eps",
              "epsilon": "eps", "momentum": "momentum", "weight_decay": "weight_decay", "centered": "centered",
              "initial_scale": "initial_square_avg", "eps_in_sqrt": "eps_inside_sqrt", "nesterov": "nesterov",
              "bias_correction": "bias_correction", "maximize": "maximize", "ema": "ema"}  # fmt: skip
