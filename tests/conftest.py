@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import pytest
 import rmsprop_native as rms
 from rmsprop_native import _core, reference
 from rmsprop_native.tree import flatten
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +126,35 @@ def run_together(*functions):
         calls = [pool.submit(call, function) for function in functions]
     for done in calls:
         done.result()
+
+
+# Packages that only `make test-peers` brings.
+PEERS = {"autograd", "jax", "keras", "pennylane", "qiskit_algorithms", "scipy", "sklearn", "stable_baselines3", "torch"}
+
+
+def blocks_of_pages():
+    """The Python blocks of the README and the docs, as pytest's parameters: path, line, source; and what they import.
+
+    Returns
+    -------
+    list of tuple
+        A name such as "numpy.md:27", the source, and the packages of PEERS that it needs.
+    """
+    blocks = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text()
+        for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            if block[1].startswith(">>> "):
+                continue  # an example for doctest
+            line = text.count("\n", 0, block.start(1))
+            # Empty lines before it, so that a traceback has the lines of the page.
+            source = "\n" * line + block[1]
+            needs = (
+                set(re.findall(r"^\s*(?:import|from) (?:rmsprop_native\.interop\.)?(\w+)", source, re.MULTILINE))
+                & PEERS
+            )
+            blocks.append((f"{page.name}:{line}", source, needs))
+    return blocks
 
 
 def run_python(code, *arguments, **environment):

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, blocks_of_pages
 
 import rmsprop_native as rms
 
 PACKAGE = Path(rms.__file__).parent
-ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 
 # Imports go strictly downwards. The levels from `reference` on import no compiled code; every module above may import
@@ -197,12 +197,13 @@ def test_the_formula_has_its_authors():
         assert "2012" in doc
 
 
-def test_readme_example_runs():
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+BLOCKS = {name: source for name, source, needs in blocks_of_pages() if not needs}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_the_pages_run(name):
+    """Those without a framework; tests/peers/test_docs.py runs the others."""
+    exec(compile(BLOCKS[name], name.partition(":")[0], "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
