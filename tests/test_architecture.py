@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
@@ -187,6 +188,18 @@ def test_public_names_are_documented(name):
         assert "Parameters\n-----" in doc or not parameters
         for parameter in parameters:
             assert re.search(rf"^(.*, )?\**{parameter}(,.*)?( :.*)?$", doc, re.MULTILINE), parameter
+
+
+def test_help_of_the_package_teaches():
+    """An example and the functions first; nothing that dataclasses keep for themselves."""
+    text = pydoc.render_doc(rms, renderer=pydoc.plaintext)
+    description = text.partition("DESCRIPTION")[2].partition("PACKAGE CONTENTS")[0]
+    assert ">>> state = rms.init(params, lr=0.01)" in description
+    assert description.index("Functions") < description.index("init(params, ...)") < description.index("Classes")
+    for name in rms.__all__:
+        assert re.search(rf"\b{name}\b", description) or name == "__version__", name
+    assert "_dataclass" not in text
+    assert "__post_init__" not in text
 
 
 def test_the_formula_has_its_authors():

@@ -257,10 +257,10 @@ def _choice(default: T, *others: T) -> T:
 
 
 class _Listed(type):
-    """A class whose `dir`, and with it `help`, leaves out what `dataclass` keeps for itself."""
+    """A class whose `dir`, and with it `help`, leaves out what `dataclass` made."""
 
     def __dir__(cls) -> list[str]:
-        return [name for name in super().__dir__() if not name.startswith(("__dataclass", "__match"))]
+        return [name for name in super().__dir__() if not name.startswith("__")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
