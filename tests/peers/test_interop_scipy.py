@@ -167,6 +167,19 @@ def test_a_callback_may_stop(form):
     assert (theirs.status, theirs.success, theirs.message) == (99, False, result.message)
 
 
+def test_only_the_callback_stops():
+    """A StopIteration of the function itself passes through."""
+
+    def fun(x):
+        raise StopIteration("of fun")
+
+    def callback(intermediate_result):
+        pass
+
+    with pytest.raises(StopIteration, match="of fun"):
+        minimize(fun, START, jac=rosen_der, method=rmsprop, callback=callback, options=QUICK)
+
+
 def test_what_callables_get_is_theirs():
     """They may change it."""
 

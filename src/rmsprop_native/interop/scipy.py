@@ -190,11 +190,12 @@ def _reporter(callback: Callable[..., object] | None, problem: _Problem) -> Call
         wants_result = False
 
     def report(x: Any) -> bool:
+        result = OptimizeResult(x=x.copy(), fun=problem.value(x)) if wants_result else None
         try:
-            if wants_result:
-                callback(intermediate_result=OptimizeResult(x=x.copy(), fun=problem.value(x)))
-            else:
+            if result is None:
                 callback(x.copy())
+            else:
+                callback(intermediate_result=result)
         except StopIteration:
             return True
         return False
