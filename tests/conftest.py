@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import rmsprop_native as rms
-from rmsprop_native import _core, reference
+from rmsprop_native import _core, _plan, reference
 from rmsprop_native.tree import flatten
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,18 @@ def _runtime():
     rms.use_isa(isa)
     rms.set_num_threads(None)
     _core.set_grain(grain)
+
+
+@pytest.fixture(params=[True, False], ids=["table", "numpy"])
+def torch_source(request):
+    """The test runs with tensors read through torch's table of functions, and as where torch is too old for it."""
+    import torch
+
+    assert _plan.use_exchange_table(request.param) == request.param
+    threads = torch.get_num_threads()
+    yield request.param
+    torch.set_num_threads(threads)
+    _plan.use_exchange_table(True)
 
 
 @pytest.fixture
@@ -128,35 +140,6 @@ def run_together(*functions):
         done.result()
 
 
-# Packages that only `make test-peers` brings.
-PEERS = {"autograd", "jax", "keras", "pennylane", "qiskit_algorithms", "scipy", "sklearn", "stable_baselines3", "torch"}
-
-
-def blocks_of_pages():
-    """The Python blocks of the README and the docs, as pytest's parameters: path, line, source; and what they import.
-
-    Returns
-    -------
-    list of tuple
-        A name such as "numpy.md:27", the source, and the packages of PEERS that it needs.
-    """
-    blocks = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = page.read_text()
-        for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            if block[1].startswith(">>> "):
-                continue  # an example for doctest
-            line = text.count("\n", 0, block.start(1))
-            # Empty lines before it, so that a traceback has the lines of the page.
-            source = "\n" * line + block[1]
-            needs = (
-                set(re.findall(r"^\s*(?:import|from) (?:rmsprop_native\.interop\.)?(\w+)", source, re.MULTILINE))
-                & PEERS
-            )
-            blocks.append((f"{page.name}:{line}", source, needs))
-    return blocks
-
-
 def run_python(code, *arguments, **environment):
     """What a new Python process prints that runs `code`; it must end well, and within a minute."""
     return subprocess.run(
@@ -197,6 +180,35 @@ for repeat in range(100):
     except subprocess.CalledProcessError:
         pytest.skip("this Python crashes by itself when memory runs out", allow_module_level=True)
     return testcapi
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+HERE = {"numpy", "rmsprop_native", *sys.stdlib_module_names}  # what the tests have without those of peers
+
+
+def needs_peers(page):
+    """Whether the examples of a page import more than the tests here have: tests/peers/test_docs.py runs them then."""
+    return bool(set(re.findall(r">>> (?:import|from) (\w+)", page.read_text())) - HERE)
+
+
+def blocks_of_pages():
+    """The Python blocks of the README and the docs that are no examples for doctest.
+
+    Returns
+    -------
+    list of tuple
+        A name such as "numpy.md:27", the source, and the packages that it needs beside those of HERE.
+    """
+    blocks = []
+    for page in (ROOT / "README.md", *PAGES):
+        text = page.read_text()
+        for block in re.finditer(r"^```python\n(?!>>> )(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, block.start(1))
+            # Empty lines before it, so that a traceback has the lines of the page.
+            source = "\n" * line + block[1]
+            imported = re.findall(r"^\s*(?:import|from) (?:rmsprop_native\.interop\.)?(\w+)", source, re.MULTILINE)
+            blocks.append((f"{page.name}:{line}", source, set(imported) - HERE))
+    return blocks
 
 
 class Schedule:

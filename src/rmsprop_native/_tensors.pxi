@@ -105,7 +105,7 @@ cdef class TensorPlan(Plan):
         try:
             outcome = self._watch(groups)
             if outcome == IS_STEPPED:
-                outcome = self._collect_groups(groups, state, left_out)
+                outcome = self._collect_groups(groups, state, left_out, only_checks)
             if outcome == IS_STEPPED:
                 outcome = self._bind_and_step(only_checks)
         finally:
@@ -183,7 +183,7 @@ cdef class TensorPlan(Plan):
         self.refused = (i, other, error)
         return IS_REFUSED
 
-    cdef int _collect_groups(self, list groups, object state, object left_out) except -1:
+    cdef int _collect_groups(self, list groups, object state, object left_out, bint only_checks) except -1:
         """Hold the tensors of every parameter that has a gradient, and all that is to be asked before descriptors."""
         cdef size_t g, n = self.plan.leaf_count, count = 0
         cdef Py_ssize_t at = 0, j, i, position = 0
@@ -245,10 +245,11 @@ cdef class TensorPlan(Plan):
             return WANTS_PLAN
         if count == 0:
             return IS_NOTHING
-        written = self.own
-        if count != n:
-            written = [self.own[i] for i in range(<Py_ssize_t>n) if self.leaves[i] != NULL]
-        increment_version(written)
+        if not only_checks:
+            written = self.own
+            if count != n:
+                written = [self.own[i] for i in range(<Py_ssize_t>n) if self.leaves[i] != NULL]
+            increment_version(written)
         if _core.is_large(self.whole.bytes):
             self.plan.threads = self.get_num_threads()
         return IS_STEPPED

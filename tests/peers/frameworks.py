@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
+import sys
+import types
+
 import numpy as np
 from measure import LR
 
@@ -47,6 +53,22 @@ def sb3(params, **options):
     from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
     return Torch(params, RMSpropTFLike, **options)
+
+
+@functools.cache
+def timm_class():
+    """RMSpropTF of timm. What timm imports besides needs the operators of torchvision, which has no build on the index
+    that loads with torch's CPU build; so the packages around its module are not run.
+    """
+    path = importlib.util.find_spec("timm").submodule_search_locations[0]
+    for name, folder in (("timm", path), ("timm.optim", f"{path}/optim")):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [folder]
+    return importlib.import_module("timm.optim.rmsprop_tf").RMSpropTF
+
+
+def timm(params, **options):
+    return Torch(params, timm_class(), lr=LR, foreach=False, **options)
 
 
 def adam(params, **options):
@@ -297,36 +319,6 @@ def tf1_rule(rho=0.9, eps=1e-10, momentum=0.0, centered=False):
 def tf1(params, **options):
     start = {"square_avg": 1.0, "momentum_buffer": 0.0} | ({"grad_avg": 0.0} if options.get("centered") else {})
     return Published(params, tf1_rule(**options), **start)
-
-
-def timm(params, alpha=0.9, eps=1e-10, weight_decay=0.0, momentum=0.0, centered=False, decoupled_decay=False):
-    """timm, optim/rmsprop_tf.py, with lr_in_momentum as it is by default."""
-
-    def rule(p, g, state):
-        if weight_decay and decoupled_decay:
-            p *= 1.0 - LR * weight_decay
-        elif weight_decay:
-            g = g + weight_decay * p
-        v = state["square_avg"]
-        v += (1.0 - alpha) * (g * g - v)
-        average = v + eps
-        if centered:
-            m = state["grad_avg"]
-            m += (1.0 - alpha) * (g - m)
-            average = (v - m * m) + eps
-        average = np.sqrt(average)
-        if momentum:
-            b = state["momentum_buffer"]
-            b *= momentum
-            b += LR * (g / average)
-            p -= b
-        else:
-            p -= LR * (g / average)
-
-    start = (
-        {"square_avg": 1.0} | ({"momentum_buffer": 0.0} if momentum else {}) | ({"grad_avg": 0.0} if centered else {})
-    )
-    return Published(params, rule, **start)
 
 
 def paddle(params, rho=0.95, epsilon=1e-6, momentum=0.0, centered=False, weight_decay=0.0):

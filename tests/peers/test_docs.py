@@ -7,6 +7,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import os
+import pkgutil
 import re
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -18,11 +19,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import blocks_of_pages, run_python
+from conftest import PAGES, blocks_of_pages, needs_peers, run_python
 from scipy import sparse
 from sklearn.linear_model import LinearRegression
 
 import rmsprop_native as rms
+from rmsprop_native import interop
 
 BLOCKS = {name: source for name, source, needs in blocks_of_pages() if needs}
 
@@ -40,11 +42,16 @@ def test_every_recipe_has_a_block():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("module", ["autograd", "pennylane", "scipy", "torch"])
-def test_docstring_examples_run(module):
-    tested = doctest.testmod(importlib.import_module(f"rmsprop_native.interop.{module}"))
-    assert tested.failed == 0
-    assert tested.attempted
+@pytest.mark.parametrize("page", [page for page in PAGES if needs_peers(page)], ids=lambda page: page.name)
+def test_examples_of_the_docs_run(page):
+    assert doctest.testfile(str(page), module_relative=False).failed == 0
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(interop.__path__)])
+def test_docstring_examples_run(name):
+    result = doctest.testmod(importlib.import_module(f"rmsprop_native.interop.{name}"))
+    assert result.failed == 0
+    assert result.attempted > 0
 
 
 OBJECTS = {

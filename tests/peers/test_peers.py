@@ -44,6 +44,7 @@ from frameworks import (
     sb3,
     tf1,
     timm,
+    timm_class,
     torch_with,
 )
 from measure import LR, ULPS, Problem, assert_close, ulps
@@ -222,6 +223,7 @@ def test_defaults_are_those_of_the_frameworks():
         "keras": keras.optimizers.RMSprop,
         "optax": optax.rmsprop,
         "sb3": RMSpropTFLike,
+        "timm": timm_class(),
         "pennylane": pennylane.RMSPropOptimizer,
         "autograd": inspect.getclosurevars(autograd_loop).nonlocals["optimize"],
         "pymc": pymc_updates,

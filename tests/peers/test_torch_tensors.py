@@ -11,15 +11,8 @@ import torch
 from conftest import same_bits
 
 import rmsprop_native as rms
-from rmsprop_native import _plan
 
-
-@pytest.fixture(autouse=True, params=[True, False], ids=["table", "numpy"])
-def source(request):
-    assert _plan.use_exchange_table(request.param) == request.param
-    yield request.param
-    _plan.use_exchange_table(True)
-
+pytestmark = pytest.mark.usefixtures("torch_source")
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 

@@ -1,4 +1,4 @@
-"""RMSpropTF: the bits of update_ with the "timm" preset, timm's signature, and caution, written out."""
+"""RMSpropTF: the bits of update_ with the "timm" preset, and timm's own class beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from beside import arrays_of
 from conftest import same_bits
-from measure import LR, Problem
+from frameworks import timm_class
+from measure import LR, ULPS, Problem, assert_close, ulps
 from torch import nn
 
 import rmsprop_native as rms
@@ -54,20 +56,92 @@ def test_bits_of_the_preset(name, dtype):
         assert all(same_bits(p.detach().numpy(), array) for p, array in zip(params, arrays, strict=True))
 
 
-def test_signature_and_groups():
-    """Those of timm 1.0.31."""
-    parameters = inspect.signature(RMSpropTF).parameters
-    assert {name: p.default for name, p in list(parameters.items())[1:]} == {
-        "lr": 1e-2, "alpha": 0.9, "eps": 1e-10, "weight_decay": 0, "momentum": 0.0, "centered": False,
-        "decoupled_decay": False, "lr_in_momentum": True, "caution": False,
-    }  # fmt: skip
+Peer = timm_class()
+BESIDE = {name: theirs for name, (theirs, _) in OPTIONS.items()} | {
+    "corrected decay": {"weight_decay": 0.25, "decoupled_decay": True, "corrected_weight_decay": True},
+    "corrected, coupled": {"weight_decay": 0.25, "corrected_weight_decay": True},
+    "caution": {"momentum": 0.9, "caution": True},
+    "caution, lr outside": {"momentum": 0.9, "caution": True, "lr_in_momentum": False},
+    "caution, no momentum": {"caution": True},
+    "tensor lr": {"lr": torch.tensor(LR, dtype=torch.float64), "momentum": 0.9},
+}
+
+
+def test_signature():
+    ours, theirs = (inspect.signature(of).parameters.values() for of in (RMSpropTF, Peer))
+    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("name", BESIDE)
+def test_beside_timm(name, foreach):
+    """Twelve steps in float64, with a learning rate that changes, and states that change places in the middle."""
+    problem = Problem(np.float64)
+    both = [[nn.Parameter(torch.tensor(p)) for p in problem.params] for _ in range(2)]
+    options = {"lr": LR, "foreach": foreach, **BESIDE[name]}
+    optimizers = [make(params, **options) for make, params in zip((RMSpropTF, Peer), both, strict=True)]
+    for step in range(12):
+        if step in (4, 10):
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = LR / 3 if step == 4 else LR / 2
+        if step == 8:
+            saved = [pickle.loads(pickle.dumps(optimizer.state_dict())) for optimizer in optimizers]
+            for optimizer, state in zip(optimizers, reversed(saved), strict=True):
+                optimizer.load_state_dict(state)
+        for p, q, grad in zip(*both, problem.noise(), strict=True):
+            p.grad, q.grad = torch.tensor(grad), torch.tensor(grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        ours, theirs = (arrays_of(optimizer, params) for optimizer, params in zip(optimizers, both, strict=True))
+        assert ours.keys() == theirs.keys()
+        for array, values in theirs.items():
+            for mine, expected in zip(ours[array], values, strict=True):
+                assert_close(mine, expected, f"{array} at step {step}")
+    assert bool(optimizers[0].native) == ("caution" not in name)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_one_step_beside_timm(name):
+    """In float32, from the same state; by the measure of test_peers.py."""
+    problem = Problem(np.float32)
+    ours, theirs = ([nn.Parameter(torch.tensor(p)) for p in problem.params] for _ in range(2))
+    options = {"lr": LR, **BESIDE[name]}
+    optimizer, peer = RMSpropTF(ours, **options), Peer(theirs, **options, foreach=False)
+    worst = 0.0
+    for step in range(50):
+        before = arrays_of(peer, theirs) if step else {"param": [q.detach().numpy().copy() for q in theirs]}
+        for p, q in zip(ours, theirs, strict=True):
+            with torch.no_grad():
+                p.copy_(q)
+            for array in before.keys() - {"param"}:
+                optimizer.state[p][array].copy_(peer.state[q][array])
+        for p, q, grad in zip(ours, theirs, problem.noise(), strict=True):
+            p.grad, q.grad = torch.tensor(grad), torch.tensor(grad)
+        optimizer.step()
+        peer.step()
+        after = arrays_of(peer, theirs)
+        if step == 0:
+            before |= {
+                array: [np.full_like(v, array == "square_avg") for v in after[array]]
+                for array in after
+                if array != "param"
+            }
+        for array, values in arrays_of(optimizer, ours).items():
+            worst = max(worst, *(ulps(value, before, after, array, i) for i, value in enumerate(values)))
+    assert 0 < worst <= ULPS
+
+
+def test_groups_and_bad_arguments():
     p = nn.Parameter(torch.ones(2))
     optimizer = RMSpropTF([{"params": [p], "decoupled_decay": True, "weight_decay": 0.5}], lr=0.5)
     p.grad = torch.zeros(2)
     optimizer.step()
     assert p.tolist() == [0.75, 0.75]
-    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
-        RMSpropTF([p], lr=-1)
+    for make in (RMSpropTF, Peer):
+        with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+            make([p], lr=-1)
+        with pytest.raises(ValueError, match="positive"):
+            make([p], lr=0.0, corrected_weight_decay=True)
 
 
 @pytest.mark.parametrize("inside", [True, False])

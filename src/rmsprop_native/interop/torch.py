@@ -31,6 +31,7 @@ from rmsprop_native._plan import (
     TensorPlan,
 )
 from rmsprop_native.coefficients import check_dtype, group_of, largest_number
+from rmsprop_native.interop._torch_state import EXTRA_TF, FIXED_TF, NAMES, NAMES_TF, OWN, from_state, to_state
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS, make_options
 from rmsprop_native.tree import flatten
@@ -38,23 +39,13 @@ from rmsprop_native.tree import flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Native", "RMSprop", "RMSpropTF"]
+__all__ = ["Native", "RMSprop", "RMSpropTF", "from_state", "to_state"]
 
 Group = dict[str, Any]
 
 # The bit of each buffer that a parameter has; square_avg is array 2 of a leaf.
 _BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(("square_avg", "momentum_buffer", "grad_avg", "ema"))}
 
-# What torch.optim.RMSprop calls our options, and those that it has not, with the values that make it the same.
-_TORCH_NAMES = {
-    "lr": "lr", "alpha": "rho", "eps": "eps", "weight_decay": "weight_decay", "momentum": "momentum",
-    "centered": "centered", "maximize": "maximize",
-}  # fmt: skip
-_OWN = {
-    "nesterov": False, "eps_inside_sqrt": False, "lr_in_momentum": False, "bias_correction": False,
-    "decoupled_weight_decay": False, "initial_square_avg": 0.0, "ema": None, "clip_value": None, "clip_norm": None,
-    "clip_global_norm": None,
-}  # fmt: skip
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 try:
@@ -217,8 +208,9 @@ class RMSprop(torch.optim.RMSprop):
     _reasons: Mapping[tuple[int, int], str] = {}
     _places: tuple[tuple[int, int], ...] = ()  # of each leaf of the plan
     _refused: Mapping[tuple[int, int], str] = {}  # by the last step
-    _names: Mapping[str, str] = {**_TORCH_NAMES, **{name: name for name in _OWN}}
+    _names: Mapping[str, str] = NAMES
     _fixed: Mapping[str, Any] = {}
+    _extra: tuple[str, ...] = ()  # further keys of groups that decide a step, and are no option
 
     def __init__(
         self,
@@ -249,8 +241,8 @@ class RMSprop(torch.optim.RMSprop):
         if preset is not None:
             make_options(preset)  # raises if there is none
         chosen = {} if preset is None else dict(PRESETS[preset])
-        own = {name: value for name, value in locals().items() if name in _OWN}
-        own = {name: chosen.get(name, _OWN[name]) if value is None else value for name, value in own.items()}
+        own = {name: value for name, value in locals().items() if name in OWN}
+        own = {name: chosen.get(name, OWN[name]) if value is None else value for name, value in own.items()}
         lr = chosen.get("lr", float(lr)) if lr is _LR else lr
         alpha = chosen.get("rho", float(alpha)) if alpha is _ALPHA else alpha
         eps = chosen.get("eps", float(eps)) if eps is _EPS else eps
@@ -274,7 +266,7 @@ class RMSprop(torch.optim.RMSprop):
         super().__setstate__(state)
         self._plan = None
         for group in self.param_groups:
-            for name in self._names:
+            for name in (*self._names, *self._extra):
                 if name in self.defaults:
                     group.setdefault(name, self.defaults[name])
 
@@ -293,7 +285,8 @@ class RMSprop(torch.optim.RMSprop):
         """
         saved = state_dict["param_groups"]
         if len(saved) == len(self.param_groups):
-            own = [{name: group[name] for name in self._names if name in group} for group in self.param_groups]
+            names = (*self._names, *self._extra)
+            own = [{name: group[name] for name in names if name in group} for group in self.param_groups]
             groups = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
             state_dict = {**state_dict, "param_groups": groups}
         super().load_state_dict(state_dict)
@@ -392,7 +385,7 @@ class RMSprop(torch.optim.RMSprop):
 
     def _is_torchs(self, group: Group) -> bool:
         """Whether torch.optim.RMSprop can take a group's step."""
-        return not self._fixed and all(group.get(name, value) == value for name, value in _OWN.items())
+        return not self._fixed and all(group.get(name, value) == value for name, value in OWN.items())
 
     def _reason(self, param: Any, group: Group) -> str | None:
         """Why a parameter is not native, by what it is; or None."""
@@ -492,12 +485,17 @@ class RMSprop(torch.optim.RMSprop):
         saved = [self.state[param].get("step") for _, _, param in own if param in self.state]
         is_double = any(isinstance(step, torch.Tensor) and step.dtype == torch.float64 for step in saved)
         counts = torch.zeros(len(own), dtype=torch.float64 if is_double else base._get_scalar_dtype(), device="cpu")
-        watched = {*self._names, "differentiable", "capturable", "caution"}  # what decides a step; lr apart
+        watched = {*self._names, *self._extra, "differentiable", "capturable"}  # what decides a step; lr apart
         used = {g for g, _, _ in own}
         plan.set_groups(
             [
                 tuple(
-                    [x for key in group if key in watched and (key != "lr" or g not in used) for x in (key, group[key])]
+                    [
+                        x
+                        for key in group
+                        if key in watched and (key != "lr" or g not in used or group.get("corrected_weight_decay"))
+                        for x in (key, group[key])
+                    ]
                 )
                 for g, group in enumerate(groups)
             ],
@@ -675,10 +673,14 @@ class RMSpropTF(RMSprop):
         Divide by the root of the gradient's variance.
     decoupled_decay : bool, default False
         Shrink the parameter by ``1 - lr * weight_decay`` instead of adding the decay to the gradient.
+    corrected_weight_decay : bool, default False
+        With `decoupled_decay`, shrink it by ``1 - lr**2 / max_lr * weight_decay``; max_lr is the `lr` given here.
     lr_in_momentum : bool, default True
         Keep ``lr * step`` in the momentum buffer.
     caution : bool, default False
         Step only where the momentum buffer and the gradient agree; by torch's operations, not natively.
+    foreach : bool, optional
+        As for `RMSprop`.
 
     Raises
     ------
@@ -697,12 +699,9 @@ class RMSpropTF(RMSprop):
     tensor([ 0.5000, -2.5000])
     """
 
-    _names: Mapping[str, str] = {
-        **_TORCH_NAMES,
-        "decoupled_decay": "decoupled_weight_decay",
-        "lr_in_momentum": "lr_in_momentum",
-    }
-    _fixed: Mapping[str, Any] = {"eps_inside_sqrt": True, "initial_square_avg": 1.0}
+    _names: Mapping[str, str] = NAMES_TF
+    _fixed: Mapping[str, Any] = FIXED_TF
+    _extra = EXTRA_TF
 
     def __init__(
         self,
@@ -714,8 +713,26 @@ class RMSpropTF(RMSprop):
         momentum: float = 0.0,
         centered: bool = False,
         decoupled_decay: bool = False,
+        corrected_weight_decay: bool = False,
         lr_in_momentum: bool = True,
         caution: bool = False,
+        foreach: bool | None = None,
     ) -> None:
-        torch.optim.RMSprop.__init__(self, params, lr, alpha, eps, weight_decay, momentum, centered)
-        self._take_own({"decoupled_decay": decoupled_decay, "lr_in_momentum": lr_in_momentum, "caution": caution})
+        torch.optim.RMSprop.__init__(self, params, lr, alpha, eps, weight_decay, momentum, centered, False, foreach)
+        if corrected_weight_decay and float(lr) <= 0:
+            raise ValueError(f"corrected_weight_decay needs the largest lr, which is positive; lr is {float(lr)!r}")
+        self._take_own(
+            {
+                "decoupled_decay": decoupled_decay,
+                "corrected_weight_decay": corrected_weight_decay,
+                "max_lr_snapshot": float(lr),
+                "lr_in_momentum": lr_in_momentum,
+                "caution": caution,
+            }
+        )
+
+    def _options(self, group: Group) -> Options:
+        options = super()._options(group)
+        if not (group.get("corrected_weight_decay") and options.decoupled_weight_decay):
+            return options
+        return options.replace(weight_decay=options.weight_decay * float(group["lr"]) / group["max_lr_snapshot"])
