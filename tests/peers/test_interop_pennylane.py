@@ -162,6 +162,13 @@ def test_copies_go_on_alike(copied):
         assert np.array_equal(one, its)
 
 
+def test_numbers_may_be_arrays_of_pennylane():
+    arg = pnp.array([1.0, 2.0], requires_grad=True)
+    (one,) = RMSPropOptimizer(pnp.array(0.1), decay=np.float32(0.5)).apply_grad((np.ones(2),), (arg,))
+    (other,) = RMSPropOptimizer(0.1, decay=0.5).apply_grad((np.ones(2),), (arg,))
+    assert np.array_equal(one, other)
+
+
 def test_accumulation_may_be_assigned():
     arg = pnp.array([1.0, 2.0], requires_grad=True)
     optimizer = RMSPropOptimizer(0.1, decay=0.5)

@@ -57,7 +57,7 @@ def test_the_result_is_complete():
     assert late.message == "Maximum number of iterations has been exceeded."
 
 
-@pytest.mark.parametrize("maxiter", [0, 1])
+@pytest.mark.parametrize("maxiter", [0, 1, 2.0])
 def test_few_iterations(maxiter):
     result = minimize(rosen, START, jac=rosen_der, method=rmsprop, options={"maxiter": maxiter, "lr": 0.01})
     assert result.nit == maxiter
@@ -232,6 +232,7 @@ REFUSED = {
     "hessp": ({"hessp": lambda x, p: x}, ValueError, "rmsprop takes no hessp: RMSProp uses no Hessian"),
     "option": ({"options": {"learning_rate": 0.1}}, TypeError, "no option 'learning_rate'; did you mean 'lr'"),
     "lr": ({"options": {"lr": -1.0}}, ValueError, "lr must be finite and >= 0"),
+    "maxiter": ({"options": {"maxiter": -1}}, ValueError, "maxiter must be finite and >= 0, got -1.0"),
     "tol": ({"tol": -1.0}, ValueError, "tol must be finite and >= 0"),
     "x0": ({"x0": np.ones((2, 2))}, ValueError, "must only have one dimension"),
     "complex x0": ({"x0": [1j]}, TypeError, "x0 must be real numbers, got dtype complex128"),

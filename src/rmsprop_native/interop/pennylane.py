@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,11 +131,11 @@ class RMSPropOptimizer(qml.RMSPropOptimizer):
         return new
 
     def _options(self) -> dict[str, Any]:
-        return {
-            "lr": check_number("stepsize", self.stepsize, 0.0),
-            "rho": check_number("decay", self.decay, 0.0, 1.0),
-            "eps": check_number("eps", self.eps, 0.0),
-        }
+        def number(name: str, high: float = math.inf) -> float:
+            value = getattr(self, name)  # an item of PennyLane's 0-d array is one again
+            return check_number(name, np.asarray(value) if isinstance(value, np.ndarray) else value, 0.0, high)
+
+        return {"lr": number("stepsize"), "rho": number("decay", 1.0), "eps": number("eps")}
 
     def _make_state(self, trained: list[tuple[int, type[Any]]], params: list[Any], count: int) -> State:
         """A state for these arguments, with the means that there are."""

@@ -101,20 +101,21 @@ def rmsprop(
     if jac is not None and not callable(jac):
         raise TypeError(f"jac must be callable or None, got {jac!r}; scipy.optimize.minimize takes True as well")
     limit = None if tol is None else check_number("tol", tol, 0.0)
+    last = int(check_number("maxiter", maxiter, 0.0))
     problem = _Problem(fun, jac, args)
     x = _start(x0)
     state = init(x, **options)
 
     status, nit, grad = 2 if limit is None else 1, 0, problem.gradient(x)
     report = _reporter(callback, problem)
-    while nit <= maxiter:
+    while True:
         if not np.isfinite(grad).all():
             status = 3
             break
         if limit is not None and np.abs(grad).max(initial=0.0) <= limit:
             status = 0
             break
-        if nit == maxiter:
+        if nit == last:
             break
         update_(x, grad, state)
         nit += 1
