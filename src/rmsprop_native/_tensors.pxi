@@ -29,8 +29,8 @@ cdef class TensorPlan(Plan):
     places : list of int
         For each of them its index in `params`, or -1.
     see : callable
-        Called with a parameter, gradient or buffer that is no tensor proper, and its parameter; returns the tensor that
-        stands for it, or None.
+        Called with an array that is no tensor proper, or whose parameter is none, and its parameter; returns the tensor
+        that stands for it, or raises TypeError that says why there is none.
     num_threads : callable
         How many threads torch uses.
     """
@@ -156,14 +156,16 @@ cdef class TensorPlan(Plan):
 
     # ---- the tensors ----
 
-    cdef int _take_tensor(self, int k, size_t i, object tensor, object param) except -1:
-        """Hold what stands for array k of a leaf."""
+    cdef int _take_tensor(self, int k, size_t i, object tensor, object param, bint has_stand_in) except -1:
+        """Hold what stands for array k of a leaf; beside a parameter for which another tensor stands none is proper."""
         cdef c.rmsp_slot *slot = &self.plan.slots[i]
-        if not is_tensor(<PyObject *>tensor):
-            tensor = self.see(tensor, param)
-            if not is_tensor(<PyObject *>tensor):
-                what = f"is a {type(tensor).__name__}" if tensor is not None else "is no tensor proper"
-                return self._say_refused(i, -1, TypeError(f"{self._title(k, i)} {what}"))
+        if has_stand_in or not is_tensor(<PyObject *>tensor):
+            try:
+                tensor = self.see(tensor, param)
+                if not is_tensor(<PyObject *>tensor):
+                    raise TypeError(f"is a {type(tensor).__name__}")
+            except TypeError as error:
+                return self._say_refused(i, -1, TypeError(f"{self._title(k, i)} {error}"))
         if slot.n == 1 or slot.type & c.RMSP_PAIRS:
             if has_lazy_bits(tensor):
                 return self._say_refused(i, -1, refusal("lazy_bits", self._title(k, i), tensor))
@@ -188,6 +190,7 @@ cdef class TensorPlan(Plan):
         cdef size_t g, n = self.plan.leaf_count, count = 0
         cdef Py_ssize_t at = 0, j, i, position = 0
         cdef int k, outcome, mask
+        cdef bint has_stand_in
         cdef object params, param, grad, of_param, buffer
         cdef Py_ssize_t before
         cdef PyObject *key = NULL
@@ -215,6 +218,7 @@ cdef class TensorPlan(Plan):
                 grad = getattr(param, GRAD)
                 if grad is None:
                     continue
+                has_stand_in = not is_tensor(<PyObject *>param)
                 # The state usually has the parameters in their order: a lookup would call Tensor.__hash__.
                 before = position
                 if PyDict_Next(<PyObject *>state, &position, &key, &entry) == 0 or key != <PyObject *>param:
@@ -232,12 +236,12 @@ cdef class TensorPlan(Plan):
                     if found == NULL:
                         return WANTS_STATE
                     buffer = <object>found
-                    outcome = self._take_tensor(k, i, buffer, param)
+                    outcome = self._take_tensor(k, i, buffer, param, has_stand_in)
                     if outcome != IS_STEPPED:
                         return outcome
-                outcome = self._take_tensor(c.RMSP_PARAM, i, param, param)
+                outcome = self._take_tensor(c.RMSP_PARAM, i, param, param, has_stand_in)
                 if outcome == IS_STEPPED:
-                    outcome = self._take_tensor(c.RMSP_GRAD, i, grad, param)
+                    outcome = self._take_tensor(c.RMSP_GRAD, i, grad, param, has_stand_in)
                 if outcome != IS_STEPPED:
                     return outcome
                 count += 1

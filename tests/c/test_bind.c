@@ -793,6 +793,178 @@ static void test_bind_again(void)
     CHECK(again > 2000 && refused > 2000 && changed > 2000);
 }
 
+/* ---- buffers that the caller gives at each step ---- */
+
+#define GIVEN 4 /* leaves */
+
+/* Arrays of all leaves, by array. */
+typedef struct given {
+    sample *s;
+    array *arrays[RMSP_ARRAY_COUNT][GIVEN];
+    rmsp_array lists[RMSP_ARRAY_COUNT][GIVEN];
+} given;
+
+/* Puts the arrays that are bound back to those that were made. */
+static void restore_given(given *g)
+{
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+        for (int i = 0; i < GIVEN; i++) g->lists[k][i] = g->arrays[k][i] == NULL ? absent_array : g->arrays[k][i]->a;
+    }
+}
+
+static given *new_given(int type, const lie how[RMSP_ARRAY_COUNT])
+{
+    static const ptrdiff_t shapes[GIVEN][2] = {{4, 6}, {3, 5}, {1, 9}, {7, 2}};
+    given *const g = allocate(1, sizeof *g);
+    g->s = new_sample(GIVEN, 1);
+    g->s->plan.groups[0].momentum = RMSP_MOMENTUM_CLASSIC;
+    g->s->plan.groups[0].coef.momentum = 0.5;
+    g->s->plan.groups[0].centered = 1;
+    rmsp_group_refresh(&g->s->plan.groups[0]);
+    for (size_t i = 0; i < GIVEN; i++) set_leaf(g->s, i, new_array(type, 2, shapes[i], LIE_C), 0, 0);
+    finish_sample(g->s);
+    g->s->plan.memory_count = 0;
+    free(g->s->plan.ranges);
+    g->s->plan.ranges = allocate(GIVEN * RMSP_ARRAY_COUNT, sizeof *g->s->plan.ranges);
+    for (int k = 0; k <= RMSP_GRAD_AVG; k++) {
+        for (size_t i = 0; i < GIVEN; i++) {
+            g->arrays[k][i] = new_array(type, 2, shapes[i], how[k]);
+            fill(&g->arrays[k][i]->a, 0);
+            for (size_t e = 0; k == RMSP_SQUARE_AVG && e < reals_in(&g->arrays[k][i]->a); e++) {
+                set_real(&g->arrays[k][i]->a, e, fabs(get_real(&g->arrays[k][i]->a, e)));
+            }
+        }
+    }
+    restore_given(g);
+    return g;
+}
+
+static void free_given(given *g)
+{
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+        for (int i = 0; i < GIVEN; i++) free_array(g->arrays[k][i]);
+    }
+    free_sample(g->s);
+    free(g);
+}
+
+static rmsp_reason bind_given(given *g, rmsp_refusal *where)
+{
+    const rmsp_array *lists[RMSP_ARRAY_COUNT] = {NULL};
+    for (int k = 0; k <= RMSP_GRAD_AVG; k++) lists[k] = g->lists[k];
+    rmsp_reason reason = rmsp_bind(&g->s->plan, lists, where);
+    if (reason == RMSP_NEEDS_AXES) {
+        CHECK(g->s->axes == NULL);
+        g->s->axes = allocate(rmsp_axis_count(&g->s->plan), sizeof *g->s->axes);
+        rmsp_use_axes(&g->s->plan, g->s->axes);
+        reason = rmsp_bind(&g->s->plan, lists, where);
+    }
+    CHECK((reason == RMSP_OK) == g->s->plan.bound);
+    return reason;
+}
+
+/* Steps with buffers in random layouts, which change place between steps, beside the same in C order; leaf 2 is left
+ * out of the second step, leaf 1 has no gradient in the third. */
+static void test_given_buffers(void)
+{
+    static const lie plain[RMSP_ARRAY_COUNT] = {LIE_C};
+    for (int round = 0; round < 200; round++) {
+        const int type = round % 2 ? RMSP_F64 : RMSP_F32 | (round % 4 ? RMSP_PAIRS : 0);
+        lie how[RMSP_ARRAY_COUNT];
+        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) how[k] = (lie)below(round < 40 ? 2 : LIE_BROADCAST);
+        given *const one = new_given(type, plain), *const other = new_given(type, how);
+        for (int step = 0; step < 4; step++) {
+            rmsp_refusal where;
+            rmsp_found found;
+            for (int k = 0; k <= RMSP_GRAD_AVG; k++) {
+                for (int i = 0; i < GIVEN; i++) {
+                    const rmsp_array *const from = &one->arrays[k][i]->a;
+                    if (step == 2 && k != RMSP_PARAM) { /* in other memory, and another layout */
+                        free_array(other->arrays[k][i]);
+                        other->arrays[k][i] = new_array(type, 2, from->shape, (lie)below(LIE_BROADCAST));
+                    }
+                    for (size_t e = 0; e < reals_in(from); e++) {
+                        set_real(&other->arrays[k][i]->a, e, get_real(from, e));
+                    }
+                }
+            }
+            for (int g = 0; g < 2; g++) {
+                given *const each = g ? other : one;
+                restore_given(each);
+                if (step == 1) each->lists[RMSP_PARAM][2] = each->lists[RMSP_GRAD][2] = absent_array;
+                if (step == 3) each->lists[RMSP_GRAD][1] = absent_array;
+                CHECK(bind_given(each, &where) == RMSP_OK);
+                CHECK(rmsp_step(&each->s->plan, &found) == RMSP_STEPPED);
+            }
+            for (int k = 0; k <= RMSP_GRAD_AVG; k++) {
+                for (int i = 0; i < GIVEN; i++) {
+                    const rmsp_array *const a = &one->arrays[k][i]->a, *const b = &other->arrays[k][i]->a;
+                    for (size_t e = 0; e < reals_in(a); e++) CHECK(same_bits(get_real(a, e), get_real(b, e)));
+                }
+            }
+        }
+        free_given(one);
+        free_given(other);
+    }
+}
+
+/* A buffer that is given is checked like a parameter, and nothing written may overlap anything else. */
+static void test_given_buffers_refused(void)
+{
+    static const lie plain[RMSP_ARRAY_COUNT] = {LIE_C};
+    static const ptrdiff_t narrow[] = {4, 5}, flat[] = {0, 4}, close[] = {20, 4};
+    given *const g = new_given(RMSP_F32, plain);
+    rmsp_refusal where;
+    for (int k = RMSP_SQUARE_AVG; k <= RMSP_GRAD_AVG; k++) {
+        rmsp_array *const a = &g->lists[k][0];
+        const struct {
+            rmsp_array array;
+            rmsp_reason reason;
+        } bad[] = {
+            {{.problem = RMSP_DEVICE, .type = -1}, RMSP_DEVICE},
+            {{a->data, a->shape, a->strides, NULL, 0, 2, RMSP_F64, a->flags, RMSP_OK}, RMSP_OTHER_DTYPE},
+            {{a->data, narrow, a->strides, NULL, 0, 2, RMSP_F32, a->flags, RMSP_OK}, RMSP_OTHER_SHAPE},
+            {{a->data, a->shape, a->strides, NULL, 0, 1, RMSP_F32, a->flags, RMSP_OK}, RMSP_OTHER_SHAPE},
+            {{a->data, a->shape, a->strides, NULL, 0, 2, RMSP_F32, RMSP_WRITABLE, RMSP_OK}, RMSP_MISALIGNED},
+            {{a->data, a->shape, a->strides, NULL, 0, 2, RMSP_F32, RMSP_ALIGNED, RMSP_OK}, RMSP_READ_ONLY},
+            {{NULL, a->shape, a->strides, NULL, 0, 2, RMSP_F32, a->flags, RMSP_OK}, RMSP_NULL_DATA},
+            {{a->data, a->shape, flat, NULL, 0, 2, RMSP_F32, RMSP_ALIGNED | RMSP_WRITABLE, RMSP_OK}, RMSP_SELF_OVERLAP},
+            {{a->data, a->shape, close, NULL, 0, 2, RMSP_F32, RMSP_ALIGNED | RMSP_WRITABLE, RMSP_OK},
+             RMSP_SELF_OVERLAP},
+        };
+        for (size_t b = 0; b < sizeof bad / sizeof *bad; b++) {
+            *a = bad[b].array;
+            CHECK(bind_given(g, &where) == bad[b].reason && where.leaf == 0 && where.array == k);
+            restore_given(g);
+            CHECK(bind_given(g, &where) == RMSP_OK);
+        }
+        for (int other = 0; other <= RMSP_GRAD_AVG; other++) {
+            for (int leaf = 0; leaf < GIVEN; leaf++) {
+                if (leaf == 0 && other == k) continue;
+                a->data = (char *)g->arrays[other][leaf]->a.data + 4;
+                CHECK(bind_given(g, &where) == RMSP_OVERLAP);
+                if (other == RMSP_GRAD) {
+                    CHECK(where.leaf == (size_t)leaf && where.array == RMSP_GRAD);
+                    CHECK(where.other_leaf == 0 && where.other_array == k);
+                } else {
+                    const int comes_first = leaf > 0 || k < other;
+                    CHECK(where.leaf == (size_t)(comes_first ? 0 : leaf) && where.array == (comes_first ? k : other));
+                    CHECK(where.other_leaf == (size_t)(comes_first ? leaf : 0));
+                    CHECK(where.other_array == (comes_first ? other : k));
+                }
+                /* A leaf that is left out is not written. */
+                if (leaf > 0) {
+                    g->lists[RMSP_PARAM][leaf] = g->lists[RMSP_GRAD][leaf] = absent_array;
+                    CHECK(bind_given(g, &where) == RMSP_OK);
+                }
+                restore_given(g);
+                CHECK(bind_given(g, &where) == RMSP_OK);
+            }
+        }
+    }
+    free_given(g);
+}
+
 int main(void)
 {
     test_reasons_of_one_array();
@@ -814,5 +986,7 @@ int main(void)
     test_gaps_by_brute_force();
     test_sorted_ranges();
     test_bind_again();
+    test_given_buffers();
+    test_given_buffers_refused();
     return 0;
 }

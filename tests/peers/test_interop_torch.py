@@ -345,6 +345,13 @@ def test_bad_options_of_ours(options):
             RMSprop([new()]).add_param_group({"params": [new()], **options})
 
 
+def test_preset_in_a_group():
+    """It would be ignored there, as torch ignores what it does not know; the same one is what engines put there."""
+    with pytest.raises(ValueError, match=r"argument of the optimizer, param_groups\[0\] has 'sb3'"):
+        RMSprop([{"params": [new()], "preset": "sb3"}])
+    assert RMSprop([{"params": [new()], "preset": "sb3"}], preset="sb3").param_groups[0]["eps_inside_sqrt"]
+
+
 # ---- groups, closures, hooks ----
 
 GROUPS = [{}, {"lr": 0.5}, {"momentum": 0.5, "centered": True}, {"alpha": 0.5, "eps": 1e-3, "weight_decay": 0.25},

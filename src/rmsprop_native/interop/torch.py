@@ -49,9 +49,10 @@ _BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(("square_avg", "momentum
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 try:
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
     from torch.distributed.tensor import DTensor, Partial
 except ImportError:  # a torch built without distributed
-    DTensor = Partial = None
+    AsyncCollectiveTensor = DTensor = Partial = None
 
 
 class _Default(float):
@@ -96,14 +97,24 @@ class Native:
         return "\n".join(lines)
 
 
+def _is_sharded(tensor: Any) -> bool:
+    return DTensor is not None and type(tensor) is DTensor
+
+
 def _local(tensor: Any, param: Any) -> Any:
-    """What stands for a tensor that is not one proper: the local part of a DTensor that lies as its parameter does."""
-    if DTensor is None or type(tensor) is not DTensor or type(param) is not DTensor:
-        return None
-    if tensor.device_mesh != param.device_mesh or tensor.placements != param.placements:
-        return None
-    with torch.no_grad():
-        return tensor.to_local()
+    """The part in this process of a DTensor that lies as its parameter does; TypeError says why there is none."""
+    if not (_is_sharded(tensor) and _is_sharded(param)):
+        raise TypeError(f"is a {type(tensor).__name__}, its parameter a {type(param).__name__}")
+    if tensor.placements != param.placements or tensor.device_mesh != param.device_mesh:
+        places = [f"{each.placements} on {each.device_mesh}" for each in (tensor, param)]
+        raise TypeError(f"is a DTensor of {places[0]}, its parameter one of {places[1]}")
+    local = tensor._local_tensor  # what to_local() gives without autograd, which torch.no_grad() takes 4 us to turn off
+    return local.trigger_wait() if type(local) is AsyncCollectiveTensor else local
+
+
+def _whole(tensor: Any) -> Any:
+    """What a tensor is over all processes: a DTensor of partial results is not yet reduced."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def _hooked(plain: Any) -> Any:
@@ -251,6 +262,9 @@ class RMSprop(torch.optim.RMSprop):
         super().__init__(
             params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
         )
+        for g, group in enumerate(self.param_groups):
+            if group.get("preset", preset) != preset:
+                raise ValueError(f"preset is an argument of the optimizer, param_groups[{g}] has {group['preset']!r}")
         self._take_own(own)
 
     def _take_own(self, own: dict[str, Any]) -> None:
@@ -389,15 +403,14 @@ class RMSprop(torch.optim.RMSprop):
 
     def _reason(self, param: Any, group: Group) -> str | None:
         """Why a parameter is not native, by what it is; or None."""
-        local = param
-        if type(param) not in (torch.Tensor, torch.nn.Parameter):
-            local = _local(param, param)
-            if local is None or type(local) not in (torch.Tensor, torch.nn.Parameter):
-                return f"is a {type(param).__name__}"
-            if Partial is not None and any(isinstance(placement, Partial) for placement in param.placements):
+        local = _local(param, param) if _is_sharded(param) else param
+        if type(local) not in (torch.Tensor, torch.nn.Parameter):
+            return f"is a {type(local).__name__}"
+        if local is not param:
+            if any(isinstance(placement, Partial) for placement in param.placements):
                 return "is a DTensor of partial sums"
             if group.get("clip_norm") is not None or group.get("clip_global_norm") is not None:
-                return "is a DTensor, whose norm this process does not know"
+                return "is a DTensor, whose norm is over all processes"
         if local.device.type != "cpu":
             return f"is on device {local.device}"
         if local.layout is not torch.strided:
@@ -452,7 +465,7 @@ class RMSprop(torch.optim.RMSprop):
         groups = self.param_groups
         every = [(g, i, param) for g, group in enumerate(groups) for i, param in enumerate(group["params"])]
         own = [(g, i, param) for g, i, param in every if (g, i) not in reasons]
-        seen = [p if type(p) is not DTensor or DTensor is None else _local(p, p) for _, _, p in own]
+        seen = [_local(p, p) if _is_sharded(p) else p for _, _, p in own]
         indices = {(g, i): leaf for leaf, (g, i, _) in enumerate(own)}
         names = [_name_of(groups[g], g, i) for g, i, _ in own]
         if len(set(names)) < len(names):  # those of two models
@@ -615,7 +628,11 @@ def _real_dtype(dtype: Any) -> Any:
 
 
 def _norm(grad: Any) -> float:
-    return float(torch.linalg.vector_norm(torch.view_as_real(grad) if grad.is_complex() else grad, dtype=torch.float64))
+    """The norm of a gradient; of a sharded one over all processes, which must ask for it in the same order."""
+    grad = torch.view_as_real(grad) if grad.is_complex() else grad
+    if _is_sharded(grad):
+        grad = grad.double()  # the partial norms are joined in the gradient's dtype
+    return float(_whole(torch.linalg.vector_norm(grad, dtype=torch.float64)))
 
 
 def _step_one(
@@ -650,7 +667,7 @@ def _step_one(
         u = u.add(b, alpha=options.momentum) if options.nesterov else b
         if caution:
             mask = (u * grad > 0).to(grad.dtype)
-            u = u * mask.div_(mask.mean().clamp_(min=1e-3))
+            u = u * mask.div_(_whole(mask.mean()).clamp_(min=1e-3))
     if options.decoupled_weight_decay:
         param.mul_(1 - lr * options.weight_decay)
     param.add_(u, alpha=-lr if outside else -1)
