@@ -61,7 +61,7 @@ def test_the_result_is_complete():
 def test_few_iterations(maxiter):
     result = minimize(rosen, START, jac=rosen_der, method=rmsprop, options={"maxiter": maxiter, "lr": 0.01})
     assert result.nit == maxiter
-    assert np.array_equal(result.x, stepped(START, maxiter, lr=0.01))
+    assert np.array_equal(result.x, stepped(START, int(maxiter), lr=0.01))
     at_the_end = minimize(rosen, np.ones(3), jac=rosen_der, method=rmsprop, tol=0.0, options={"maxiter": 5})
     assert (at_the_end.status, at_the_end.nit) == (0, 0)
 
