@@ -182,7 +182,8 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] |
     config = {
         "rmsprop_native": __version__,
         "numpy": np.__version__,
-        "python": f"{platform.python_implementation()} {platform.python_version()} ({platform.python_compiler()})",
+        "python": platform.python_version(),
+        "implementation": f"{platform.python_implementation()}, {platform.python_compiler()}",
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
