@@ -14,7 +14,7 @@ help: ## these lines
 demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten digits
 	$(BIN)/python examples/digits.py
 
-test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/installed ## run the tests
+test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/installed ## run the tests
 	$(BIN)/python -m pytest
 
 test-c: $(VENV)/build.group ## run the tests of the C library, which need no Python
@@ -22,7 +22,7 @@ test-c: $(VENV)/build.group ## run the tests of the C library, which need no Pyt
 	$(BIN)/cmake --build build/c
 	$(BIN)/ctest --test-dir build/c --output-on-failure
 
-test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, optax, SB3
+test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, PennyLane and others
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/peers
 
 # Debug builds of the package and the C tests, whose asserts are active, once a sanitizer. Python itself is built without:
@@ -44,7 +44,7 @@ sanitize: ## C tests and all tests under the address, undefined-behaviour and th
 sanitize-quick: ## the same for the C tests and what is nearest to memory and threads
 # torch itself is no sanitized build, so that its threads are not watched.
 WITH_TORCH = $(wildcard tests/peers/test_*torch*.py)
-sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/peers.group $(SANITIZED)/address/built $(SANITIZED)/thread/built
+sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/peers.group $(SANITIZED)/address/built $(SANITIZED)/thread/built
 	ASAN_OPTIONS=detect_leaks=1 $(BIN)/ctest --test-dir $(SANITIZED)/address/build --output-on-failure
 	TSAN_OPTIONS=die_after_fork=0 $(BIN)/ctest --test-dir $(SANITIZED)/thread/build --output-on-failure
 	$(call PYTEST_WITH,address) $(UNOPTIMISED) $(QUICK)
@@ -98,6 +98,11 @@ $(VENV)/pip:
 # The dependency groups of pyproject.toml.
 $(VENV)/%.group: pyproject.toml | $(VENV)/pip
 	$(PIP) install --group $*
+	@touch $@
+
+# For examples/speech.py, which reads files of aeon and does not import it: its dependencies would bring an older NumPy.
+$(VENV)/recordings: | $(VENV)/pip
+	$(PIP) install --no-deps aeon==1.6.0
 	@touch $@
 
 # Without build isolation, so that what did not change is not compiled again.

@@ -87,11 +87,20 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.setdefault("KERAS_BACKEND", "torch")
         curves["Keras"] = train_keras(start, x, y, plan)
 
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for (name, losses), style in zip(curves.items(), ["-", "--"], strict=False):
-        axes.plot(range(1, len(losses) + 1), losses, style, label=name, linewidth=2)
+    figure, (axes, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    epochs = range(1, arguments.epochs + 1)
+    for (name, losses), style in zip(curves.items(), ["-", "k--"], strict=False):
+        axes.plot(epochs, losses, style, label=name, linewidth=5 if style == "-" else 1.5)
     axes.set(title="20-64-64-1 on random labels", xlabel="epoch", ylabel="binary cross-entropy")
     axes.legend()
+    if "Keras" in curves:
+        ours, theirs = map(np.array, curves.values())
+        right.semilogy(epochs, np.abs(ours - theirs) / theirs, "o-")
+        right.axhline(np.finfo(np.float32).eps, color="C7", linestyle=":", label="epsilon of float32")
+        right.legend()
+    else:
+        right.text(0.5, 0.5, "Keras is not installed, or was left out", ha="center", transform=right.transAxes)
+    right.set(title="difference of the two curves", xlabel="epoch", ylabel="relative difference")
     figure.savefig(arguments.figure, dpi=120)
     plt.close(figure)
 

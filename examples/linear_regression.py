@@ -18,14 +18,14 @@ import rmsprop_native as rms
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-TRUE_WEIGHT = 2.0
+TRUE_WEIGHT, LR, RHO = 2.0, 0.02, 0.99
 
 
 def stream(samples: int, bias_correction: bool) -> list[float]:
     """The weight after each sample of y = 2 x + noise, from 0."""
     rng = np.random.default_rng(3)
     weight = np.zeros(1)
-    state = rms.init(weight, lr=0.02, rho=0.99, bias_correction=bias_correction)
+    state = rms.init(weight, lr=LR, rho=RHO, bias_correction=bias_correction)
     weights = []
     for _ in tqdm(range(samples), desc=f"bias_correction={bias_correction}", unit="sample"):
         x = rng.standard_normal()
@@ -42,14 +42,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, default=Path("linear_regression.png"))
     arguments = parser.parse_args(argv)
 
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for bias_correction in (False, True):
         weights = stream(arguments.samples, bias_correction)
-        axes.plot(range(1, len(weights) + 1), weights, label=f"bias_correction={bias_correction}")
+        samples = range(1, len(weights) + 1)
+        left.plot(samples, weights, label=f"bias_correction={bias_correction}")
+        steps = np.abs(np.diff(weights, prepend=0.0))
+        # The mean of squares of the steps so far, since a single step follows its sample.
+        right.plot(samples, np.sqrt(np.cumsum(steps**2) / samples) / LR)
         print(f"bias_correction={bias_correction}: first step {weights[0]:.4f}, last weight {weights[-1]:.3f}")
-    axes.axhline(TRUE_WEIGHT, color="C7", linestyle=":", label="true weight")
-    axes.set(title="one weight, one sample a step", xlabel="samples seen", ylabel="weight", xscale="log")
-    axes.legend()
+    left.axhline(TRUE_WEIGHT, color="C7", linestyle=":", label="true weight")
+    left.set(title="one weight, one sample a step", xlabel="samples seen", ylabel="weight", xscale="log")
+    left.legend()
+    right.axhline(1, color="C7", linestyle=":")
+    right.axhline(1 / np.sqrt(1 - RHO), color="C7", linestyle=":")
+    right.text(arguments.samples, 1, "lr", ha="right", va="bottom")
+    right.text(arguments.samples, 1 / np.sqrt(1 - RHO), "lr / sqrt(1 - rho)", ha="right", va="bottom")
+    right.set(title="what it is for: no first steps of ten times lr", xscale="log", yscale="log", ylim=(0.3, 15))
+    right.set(xlabel="samples seen", ylabel="length of the steps so far (r.m.s.), over lr")
     figure.savefig(arguments.figure, dpi=120)
     plt.close(figure)
     print(f"figure: {arguments.figure}")

@@ -18,6 +18,8 @@ import rmsprop_native as rms
 from rmsprop_native import _core, _plan, reference
 from rmsprop_native.tree import flatten
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(autouse=True)
 def _runtime():
@@ -180,13 +182,34 @@ for repeat in range(100):
     return testcapi
 
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+HERE = {"numpy", "rmsprop_native", *sys.stdlib_module_names}  # what the tests have without those of peers
 
 
 def needs_peers(page):
     """Whether the examples of a page import more than the tests here have: tests/peers/test_docs.py runs them then."""
-    imported = set(re.findall(r">>> (?:import|from) (\w+)", page.read_text()))
-    return bool(imported - {"numpy", "rmsprop_native", *sys.stdlib_module_names})
+    return bool(set(re.findall(r">>> (?:import|from) (\w+)", page.read_text())) - HERE)
+
+
+def blocks_of_pages():
+    """The Python blocks of the README and the docs that are no examples for doctest; but for those of distributed.md,
+    which the tests in two processes run.
+
+    Returns
+    -------
+    list of tuple
+        A name such as "numpy.md:27", the source, and the packages that it needs beside those of HERE.
+    """
+    blocks = []
+    for page in (ROOT / "README.md", *(page for page in PAGES if page.name != "distributed.md")):
+        text = page.read_text()
+        for block in re.finditer(r"^```python\n(?!>>> )(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, block.start(1))
+            # Empty lines before it, so that a traceback has the lines of the page.
+            source = "\n" * line + block[1]
+            imported = re.findall(r"^\s*(?:import|from) (?:rmsprop_native\.interop\.)?(\w+)", source, re.MULTILINE)
+            blocks.append((f"{page.name}:{line}", source, set(imported) - HERE))
+    return blocks
 
 
 class Schedule:

@@ -6,18 +6,18 @@ import ast
 import doctest
 import importlib
 import inspect
+import pydoc
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import PAGES, needs_peers
+from conftest import PAGES, ROOT, blocks_of_pages, needs_peers
 
 import rmsprop_native as rms
 
 PACKAGE = Path(rms.__file__).parent
-ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 
 # Imports go strictly downwards. The levels from `reference` on import no compiled code; every module above may import
@@ -110,7 +110,11 @@ def test_nothing_imports_interop(path):
 
 
 def test_no_framework_is_imported():
-    code = "import sys, rmsprop_native; print(sorted({'torch', 'jax', 'scipy', 'tensorflow'} & set(sys.modules)))"
+    code = """
+import sys, rmsprop_native, rmsprop_native.interop
+frameworks = {"torch", "jax", "scipy", "tensorflow", "keras", "pennylane", "autograd", "qiskit_algorithms"}
+print(sorted(frameworks & set(sys.modules)))
+"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -190,6 +194,18 @@ def test_public_names_are_documented(name):
             assert re.search(rf"^(.*, )?\**{parameter}(,.*)?( :.*)?$", doc, re.MULTILINE), parameter
 
 
+def test_help_of_the_package_teaches():
+    """An example and the functions first; nothing that dataclasses keep for themselves."""
+    text = pydoc.render_doc(rms, renderer=pydoc.plaintext)
+    description = text.partition("DESCRIPTION")[2].partition("PACKAGE CONTENTS")[0]
+    assert ">>> state = rms.init(params, lr=0.01)" in description
+    assert description.index("Functions") < description.index("init(params, ...)") < description.index("Classes")
+    for name in rms.__all__:
+        assert re.search(rf"\b{name}\b", description) or name == "__version__", name
+    assert "_dataclass" not in text
+    assert "__post_init__" not in text
+
+
 def test_the_formula_has_its_authors():
     for thing in (rms.update_, rms.Options, rms.RMSProp):
         doc = inspect.getdoc(thing)
@@ -198,12 +214,13 @@ def test_the_formula_has_its_authors():
         assert "2012" in doc
 
 
-def test_readme_example_runs():
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+BLOCKS = {name: source for name, source, needs in blocks_of_pages() if not needs}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_of_the_pages_run(name):
+    """Those without a framework; tests/peers/test_docs.py runs the others."""
+    exec(compile(BLOCKS[name], name.partition(":")[0], "exec"), {"__name__": "page"})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if not needs_peers(page)], ids=lambda page: page.name)

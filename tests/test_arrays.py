@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from pathlib import Path
 
@@ -37,6 +39,86 @@ def test_bad_parameter_is_refused(name):
         rms.init({"net": [np.zeros(2), array]})
     with pytest.raises(error, match=f"the parameter .*{match}"):
         rms.init(array)
+
+
+class Layer:
+    """As people write one."""
+
+    def __init__(self):
+        self.w, self.b, self.name = np.zeros((2, 3)), np.zeros(3), "dense"
+
+
+class Network:
+    def __init__(self):
+        self.layers = [Layer()]
+
+
+FIRST_GUESSES = {
+    "list of floats": ([0.1, 0.2], "parameter '0' is a float, not a numpy.ndarray; numpy.array(x) makes one, of a"),
+    "float": (0.5, "the parameter is a float, not a numpy.ndarray; numpy.array(x) makes one, of a number"),
+    "NumPy scalar": ({"w": np.float64(1)}, "parameter 'w' is a float64, not a numpy.ndarray; numpy.array(x) makes one"),
+    "layer": (Layer(), "the parameter is a Layer, not a numpy.ndarray; pass its arrays: {'w': x.w, 'b': x.b}"),
+    "layers": ([Layer(), Layer()], "parameter '0' is a Layer, not a numpy.ndarray; pass its arrays: {'w': x.w, "),
+    "network": (Network(), "is a Network, not a numpy.ndarray; parameters are arrays in dicts, lists, tuples or data"),
+    "generator": ((np.zeros(2) for _ in "ab"), "is a generator, not a numpy.ndarray; it can be read only once: "),
+    "values": ({"w": np.zeros(2)}.values(), "is a dict_values, not a numpy.ndarray; pass the dict itself, or list"),
+    "ints": (np.array([1, 2]), "the parameter has dtype int64; supported are float32, complex64, float64 and complex"),
+    "ints too": (np.array([1, 2]), "; .astype('float64') converts it"),
+    "halves": (np.zeros(2, np.float16), "; .astype('float32') converts it"),
+    "array of arrays": (np.array([np.zeros(1), np.zeros(2)], object), "complex128; give the arrays in it as a list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_GUESSES)
+def test_a_first_guess_that_is_wrong_says_what_to_do(name):
+    params, message = FIRST_GUESSES[name]
+    with pytest.raises(TypeError, match=re.escape(message)):
+        rms.init(params)
+
+
+def test_a_gradient_that_is_a_list_says_what_to_do():
+    w = np.zeros(2)
+    message = "the gradient is a list, not a numpy.ndarray; numpy.array(x) makes one, of a number or of a list of num"
+    refused(TypeError, re.escape(message), w, [1.0, 2.0], rms.init(w))
+
+
+def test_sparse_matrices_say_what_to_do():
+    sparse = pytest.importorskip("scipy.sparse")
+    w = np.zeros((2, 2))
+    message = "is a csr_array, not a numpy.ndarray; .toarray() makes one; a gradient of some rows may be a RowGrad"
+    refused(TypeError, re.escape(message), w, sparse.csr_array(w), rms.init(w))
+
+
+SWAPPED = {
+    "state before gradients": lambda w, g, s: (w, s, g),
+    "state first": lambda w, g, s: (s, w, g),
+}
+
+
+@pytest.mark.parametrize("step", [rms.update_, rms.update], ids=["update_", "update"])
+@pytest.mark.parametrize("order", SWAPPED)
+def test_swapped_arguments(order, step):
+    w, g = np.zeros(2), np.ones(2)
+    state = rms.init(w)
+    message = r"^state must be a State, which init\(\) makes, got ndarray; the order is \(params, grads, state\)$"
+    with pytest.raises(TypeError, match=message):
+        step(*SWAPPED[order](w, g, state))
+    assert state.step == 0
+    with pytest.raises(TypeError, match=r"got RMSProp; an RMSProp has its own: call its step\(grads\), or pass its "):
+        step(w, g, rms.RMSProp(w))
+    with pytest.raises(TypeError, match=r"^state must be a State, which init\(\) makes, got dict$"):
+        step(w, g, {})
+
+
+def test_a_row_grad_cannot_be_changed():
+    grad = rms.RowGrad([1], np.ones((1, 2)))
+    with pytest.raises(AttributeError, match="a RowGrad cannot be changed: make another one to have other rows"):
+        grad.rows = [0]
+    assert repr(grad) == "RowGrad(rows=[1], values=array([[1., 1.]]))"
+    for other in (copy.copy(grad), pickle.loads(pickle.dumps(grad))):
+        assert type(other) is rms.RowGrad
+        assert other.rows == [1]
+        assert same_bits(other.values, grad.values)
 
 
 # ---- gradients ----

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -49,6 +52,66 @@ def test_linear_regression(tmp_path):
 def test_forgetting_factor(tmp_path):
     printed = run("forgetting_factor.py", tmp_path, "--epochs", "3")
     assert len(re.findall(r"rho 0\.\d+: last loss \d\.\d+, test accuracy \d\d\.\d %", printed)) == 4
+
+
+def test_text(tmp_path):
+    printed = run("text.py", tmp_path, "--steps", "60")
+    bits = float(re.search(r"^bits a character held out: (\d\.\d\d)$", printed, re.MULTILINE)[1])
+    single = float(re.search(r"a table of single letters: (\d\.\d\d);", printed)[1])
+    assert bits < single  # it has learned more than how frequent each letter is
+    assert len(re.search(r"^it writes: (.*)$", printed, re.MULTILINE)[1]) > 100
+
+
+@pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="the recordings ship inside the aeon package")
+def test_speech(tmp_path):
+    printed = run("speech.py", tmp_path, "--epochs", "15", "--seeds", "1")
+    assert float(re.search(r"^seed 0: test accuracy (\d\d\.\d) %$", printed, re.MULTILINE)[1]) >= 85
+
+
+def test_speech_says_what_it_needs():
+    code = """
+import importlib.util, runpy, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: None if name == "aeon" else find(name, *package)
+sys.path.insert(0, sys.argv.pop())
+runpy.run_path(sys.path[0] + "/speech.py", run_name="__main__")
+"""
+    command = [sys.executable, "-c", code, EXAMPLES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "the recordings ship inside the aeon package: pip install --no-deps aeon\n"
+
+
+def test_optimizers(tmp_path):
+    printed = run("optimizers.py", tmp_path, "--epochs", "4", "--seeds", "2", "--rates", "3")
+    found = dict(re.findall(r"^(\w+): best lr .*, test accuracy (\d+\.\d) ", printed, re.MULTILINE))
+    assert list(found) == ["SGD", "momentum", "AdaGrad", "Adadelta", "RMSProp", "Adam"]
+    assert float(found["RMSProp"]) >= 90
+
+
+def test_embeddings(tmp_path):
+    printed = run("embeddings.py", tmp_path, "--steps", "400", "--rows", "16384")
+    first, last = re.search(r"loss: (\d\.\d+) at first, (\d\.\d+) at last", printed).groups()
+    assert float(last) < float(first) - 0.5
+    assert re.search(r"a step over 16384 rows: \d+ µs by RowGrad, \d+ µs dense", printed)
+
+
+def test_maml(tmp_path):
+    printed = run("maml.py", tmp_path, "--steps", "300")
+    errors = {
+        name: tuple(map(float, pair))
+        for name, *pair in re.findall(r"^(.+): error (\S+), after 3 steps (\S+)$", printed, re.MULTILINE)
+    }
+    before, after = errors["MAML"]
+    assert after < before
+    assert after < errors["all waves at once"][1]
+
+
+def test_population(tmp_path):
+    printed = run("population.py", tmp_path, "--networks", "30", "--epochs", "2")
+    found = re.findall(r"^rho (0\.\d+): (\d+\.\d) % at lr (\S+);", printed, re.MULTILINE)
+    assert [rho for rho, *_ in found] == ["0.5", "0.9", "0.99"]
+    assert all(float(best) > 60 and 1e-5 < float(rate) < 1 for _, best, rate in found)
 
 
 def test_keras_mlp_without_keras(tmp_path):

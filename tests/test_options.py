@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import math
 import pickle
 from dataclasses import fields
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 from conftest import Schedule
 
-from rmsprop_native import Options
+import rmsprop_native as rms
+from rmsprop_native import Options, reference
 from rmsprop_native.options import OVERRIDABLE, check_number, check_option
 
 INF, NAN = math.inf, math.nan
@@ -129,6 +132,48 @@ def test_numbers_of_any_real_kind(value):
     assert Options(lr=value, rho=value, momentum=value) == Options(lr=0.5, rho=0.5, momentum=0.5)
     assert type(Options(lr=value).lr) is float
     assert Options(lr=1).lr == 1.0
+
+
+ELSEWHERE = {
+    "learning_rate": "lr", "stepsize": "lr", "alpha": "rho", "decay": "rho", "beta": "rho", "gamma": "rho",
+    "epsilon": "eps", "clipnorm": "clip_norm", "momentun": "momentum", "centred": "centered", "LR": "lr",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_names_of_other_libraries(name):
+    """Wherever options are given."""
+    w = np.zeros(2)
+    state = rms.init(w)
+    for call in (
+        Options,
+        functools.partial(rms.init, w),
+        functools.partial(rms.init, w, preset="keras"),
+        functools.partial(rms.RMSProp, w),
+        functools.partial(reference.init, w),
+        state.options.replace,
+        state.replace,
+    ):
+        with pytest.raises(TypeError, match=f"^no option '{name}'; did you mean '{ELSEWHERE[name]}'\\?$"):
+            call(**{name: 0.5})
+
+
+def test_a_name_like_no_other():
+    with pytest.raises(TypeError, match="^no option 'zzz'$"):
+        Options(zzz=1)
+
+
+def test_options_by_position():
+    w = np.zeros(2)
+    for call, example in (
+        (Options, r"Options\(lr=0.01\)"),
+        (functools.partial(rms.init, w), r"init\(params, lr=0.01\)"),
+        (functools.partial(rms.RMSProp, w), r"RMSProp\(params, lr=0.01\)"),
+    ):
+        with pytest.raises(TypeError, match=f"^options are given by name, as in {example}: got 0.5 by position$"):
+            call(0.5)
+    assert list(inspect.signature(rms.init).parameters) == ["params", "preset", "overrides", "options"]
+    assert list(inspect.signature(Options).parameters) == [option.name for option in fields(Options)]
 
 
 def test_each_option_declares_what_it_may_be():

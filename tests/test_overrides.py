@@ -48,7 +48,7 @@ def test_overrides_by_path(rng):
         ({"*.gamma": {"lr": 1.0}}, r"overrides\['\*\.gamma'\] matches none of 'w', 'b'"),
         ({"w": {"centered": True}}, r"overrides\['w'\] cannot change 'centered'; only lr, rho"),
         ({"w": {"ema": 0.5}}, r"cannot change 'ema'"),
-        ({"w": {"alpha": 0.5}}, r"cannot change 'alpha'"),
+        ({"w": {"alpha": 0.5}}, r"cannot change 'alpha'; did you mean 'rho'\? only lr, rho"),
         ({"w": {"lr": -1.0}}, r"overrides for 'w': lr must be finite"),
         ({"w": {"momentum": 0.5}}, r"overrides for 'w': the state keeps square_avg; momentum=0.5 would need"),
         ({"w": {"clip_norm": 1.0}}, r"overrides for 'w': clip_value and clip_norm are two ways to clip"),

@@ -28,6 +28,17 @@ def test_unknown_preset_lists_the_choices():
         rms.PRESETS["torch"]["lr"] = 1.0
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("pytorch", "torch"), ("tensorflow", "tf1"), ("PyTorch", "torch"), ("keras3", "keras"), ("lasagne", "pymc")],
+)
+def test_other_names_of_the_frameworks(name, meant):
+    with pytest.raises(
+        ValueError, match=f"^no preset '{name}'; did you mean '{meant}'\\? choose from 'torch', 'keras'"
+    ):
+        rms.init(np.zeros(2), preset=name)
+
+
 @pytest.mark.parametrize("preset", [["torch"], 1, {}, False])
 def test_a_preset_is_a_string(preset):
     with pytest.raises(TypeError, match="^preset must be a string or None, got "):

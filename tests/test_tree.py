@@ -42,6 +42,23 @@ def test_other_structures_name_the_place(tree, match):
         list(flatten({"a": [1, 2]})[1].leaves(tree))
 
 
+@pytest.mark.parametrize(
+    ("tree", "match"),
+    [
+        ({"a": [1], "c": None}, r"^parameters at 'a' are 1, those that init\(\) got 2$"),
+        ([1, 2], r"^parameters are a list, those that init\(\) got a dict$"),
+        (
+            {"b": [1, 2]},
+            r"^parameters do not have the keys of those that init\(\) got: missing \['a', 'c'\], not known",
+        ),
+        ({"a": [1, 2], "c": 3}, r"^parameter 'c' is a int, in the tree that init\(\) got it is None$"),
+    ],
+)
+def test_other_parameters_than_those_of_init(tree, match):
+    with pytest.raises(ValueError, match=match):
+        list(flatten({"a": [1, 2], "c": None})[1].leaves(tree, "parameter"))
+
+
 def test_empty_place_holds_no_gradient():
     with pytest.raises(ValueError, match="gradient 'b' is a int, its parameter is None"):
         list(flatten({"a": 1, "b": None})[1].leaves({"a": 1, "b": 2}))

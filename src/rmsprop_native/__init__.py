@@ -1,4 +1,35 @@
-"""The RMSProp optimizer step for NumPy: fused, vectorised, the same to the bit everywhere."""
+"""The RMSProp optimizer step for NumPy: fused, vectorised, the same to the bit everywhere.
+
+Parameters are one array, or a nested dict, list, tuple, namedtuple or dataclass of arrays; gradients have the same
+structure. A state remembers the running means of squared gradients and the number of steps:
+
+>>> import numpy as np
+>>> import rmsprop_native as rms
+>>> params = {"w": np.ones((2, 3)), "b": np.zeros(3)}
+>>> state = rms.init(params, lr=0.01)           # or preset="keras", "torch", "pennylane", ...: rms.PRESETS
+>>> for _ in range(200):
+...     grads = {"w": 2 * params["w"], "b": np.cos(params["b"])}  # from your backprop
+...     params = rms.update_(params, grads, state)  # in place: each array is written
+>>> params["b"].round(1), state.step
+(array([-1.6, -1.6, -1.6]), 200)
+
+Functions
+    init(params, ...)               the state of an optimizer; help(rms.Options) has all hyper-parameters
+    update_(params, grads, state)   a step in place; the underscore says so
+    update(params, grads, state)    a step that changes nothing: returns new parameters and a new state
+    rmsprop(p, g, v, ...)           a step as a NumPy ufunc, for buffers of your own; also rmsprop_momentum,
+                                    rmsprop_centered, rmsprop_centered_momentum
+    show_config()                   what runs here, and why; bench() measures it
+    num_threads(), set_num_threads(n), isa(), use_isa(name)     how it runs; results stay the same
+Classes
+    RMSProp     parameters and their state in one object, with step(grads)
+    State       what init makes: running means, counts, options; state.replace(lr=...) changes numbers
+    Options     the hyper-parameters, checked
+    RowGrad     a gradient of some rows of an embedding table
+Modules
+    rmsprop_native.interop      torch, pennylane, autograd, scipy: each is imported by its full name
+    rmsprop_native.reference    the same step in plain NumPy, as the specification
+"""
 
 from rmsprop_native._bench import bench
 from rmsprop_native.arrays import RowGrad

@@ -1,4 +1,4 @@
-"""The command line: `python -m rmsprop_native bench` and `python -m rmsprop_native config`."""
+"""The command line: `python -m rmsprop_native` shows the configuration, `python -m rmsprop_native bench` measures."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; what cannot be run ends the process with exit status 2, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m rmsprop_native", description="The RMSProp step for NumPy.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("config", help="show what this installation is and how it runs")
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("config", help="show what this installation is and how it runs; so does no command at all")
     timing = commands.add_parser("bench", help="measure the step here beside NumPy, and Numba and torch if installed")
     timing.add_argument("--seconds", type=float, default=6.0, help="about how long to measure (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.command == "config":
+    if arguments.command != "bench":
         show_config()
         return
     try:

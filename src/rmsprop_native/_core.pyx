@@ -12,6 +12,15 @@ from libc.string cimport memcpy
 
 from rmsprop_native cimport rmsp as c
 
+cdef extern from "rmsp_build.h":
+    const char *RMSP_BUILD_COMPILER
+    const char *RMSP_BUILD_TYPE
+    const char *RMSP_BUILD_FLAGS
+    const char *RMSP_BUILD_AVX2_FLAGS
+    const char *RMSP_BUILD_AVX512_FLAGS
+    const char *RMSP_BUILD_ISAS
+    const char *RMSP_BUILD_OPENMP
+
 c.rmsp_isa_init()
 c.rmsp_threads_init()
 
@@ -197,6 +206,20 @@ def isa():
 def use_isa(str name):
     """Use the instruction set `name`; False if there is none."""
     return c.rmsp_isa_use(name.encode()) == 0
+
+
+def build():
+    """How the library was built: the compiler, its flags, OpenMP, and the instruction sets that are compiled in."""
+    isas = RMSP_BUILD_ISAS.decode().split()
+    flags = {"avx2": RMSP_BUILD_AVX2_FLAGS.decode(), "avx512": RMSP_BUILD_AVX512_FLAGS.decode()}
+    return {
+        "compiler": RMSP_BUILD_COMPILER.decode(),
+        "build type": RMSP_BUILD_TYPE.decode(),
+        "flags": " ".join(RMSP_BUILD_FLAGS.decode().split()),
+        "flags of instruction sets": {name: flags[name] for name in isas if name in flags},
+        "OpenMP": RMSP_BUILD_OPENMP.decode() or None,
+        "compiled": isas,
+    }
 
 
 SPAN = c.RMSP_SPAN

@@ -32,7 +32,7 @@ from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
 from rmsprop_native._leaves cimport Node, borrow
 
-from rmsprop_native.arrays import RowGrad, merge_rows, refusal, title
+from rmsprop_native.arrays import RowGrad, merge_rows, no_state, refusal, title
 from rmsprop_native.buffers import PAGE, place
 from rmsprop_native.coefficients import check_lr
 from rmsprop_native.tree import LEAF
@@ -964,7 +964,23 @@ cdef class PlanOwner:
     cdef public object _plan
 
 
+cdef inline bint is_state(object owner) noexcept:
+    return isinstance(owner, PlanOwner) and type((<PlanOwner>owner)._plan) is Plan
+
+
+def check_state(object owner, object params, object grads):
+    """Refuse what is given as a state and is none.
+
+    Raises
+    ------
+    TypeError
+        If `owner` is no state; the message says so if `params` or `grads` is one.
+    """
+    if not is_state(owner):
+        raise no_state(owner, is_state(params) or is_state(grads))
+
+
 cdef bint step(object owner, object params, object grads, object lr, object grad_scale) except -1:
-    if not isinstance(owner, PlanOwner) or type((<PlanOwner>owner)._plan) is not Plan:
-        raise TypeError(f"state must be a State, which init() makes, got {type(owner).__name__}")
+    if not is_state(owner):
+        check_state(owner, params, grads)
     return (<Plan>(<PlanOwner>owner)._plan).try_step(params, grads, lr, grad_scale)

@@ -1,20 +1,18 @@
-"""Gradients of rows, and the messages for arrays that are refused; no compiled code."""
+"""Gradients of rows, and the messages for what is refused in the place of an array or a state; no compiled code."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, ValuesView
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowGrad", "merge_rows", "refusal", "title"]
+__all__ = ["RowGrad", "merge_rows", "no_state", "refusal", "title"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class RowGrad:
     """A gradient that is zero but for some rows of its parameter, as of an embedding table.
 
@@ -42,8 +40,22 @@ class RowGrad:
     (array([-1., -1.]), array([1., 1.]))
     """
 
+    __slots__ = ("rows", "values")
     rows: Any
     values: Any
+
+    def __init__(self, rows: Any, values: Any) -> None:
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        return f"RowGrad(rows={self.rows!r}, values={self.values!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows, self.values)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a RowGrad cannot be changed: make another one to have other {name}")
 
 
 def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArray[np.intp], Any]:
@@ -174,7 +186,7 @@ def refusal(
         "device": (TypeError, f"is on device {device}; a step runs on the CPU: move it with .cpu()"),
         "not_strided": (TypeError, "has no memory laid out by strides (a sparse tensor?); pass .to_dense()"),
         "lazy_bits": (ValueError, "is a lazy conjugate or negative; pass .resolve_conj() or .resolve_neg()"),
-        "unsupported": (TypeError, f"has dtype {its_dtype}; supported are {supported}"),
+        "unsupported": (TypeError, f"has dtype {its_dtype}; supported are {supported}{_conversion(its_dtype)}"),
         "byte_order": (TypeError, byte_order),
         "misaligned": (ValueError, "is misaligned in memory; copy it with .copy()"),
         "null_data": (ValueError, "has elements and no memory"),
@@ -203,6 +215,14 @@ def _looks(array: Any) -> tuple[Any, Any, Any]:
     return tuple(array.shape), str(array.dtype), strides
 
 
+def _conversion(dtype: Any) -> str:
+    """What a message proposes for an array of a dtype that is not supported."""
+    kind = getattr(dtype, "kind", "")
+    if kind == "O":
+        return "; give the arrays in it as a list"
+    return f"; .astype('{'float32' if kind == 'f' else 'float64'}') converts it" if kind in tuple("biuf") else ""
+
+
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[:1] in "AEIOUaeiou" else f"a {noun}"
 
@@ -212,16 +232,59 @@ _REMEDIES = {
     "torch": "; of torch's tensors only torch.Tensor and torch.nn.Parameter are taken, of a DTensor its .to_local()",
     "jaxlib": " and cannot be changed in place; keep the parameters as NumPy arrays, numpy.array(x) copies one",
     "tensorflow": "; keep the parameters as NumPy arrays: v.numpy() reads a variable, v.assign(x) writes it",
+    "keras": "; keep the parameters as NumPy arrays: keras.ops.convert_to_numpy(v) reads a variable, v.assign(x) "
+    "writes it",
+    "autograd": "; it belongs to a trace of autograd: take the step outside of the function that is differentiated",
+    "pandas": "; .to_numpy() makes one",
+    "scipy": "; .toarray() makes one; a gradient of some rows may be a RowGrad",
 }
 
 
 def _remedy(array: object) -> str:
     """What a message proposes for an object that is no array."""
-    kind = type(array)
     if isinstance(array, Iterator):
         return "; it can be read only once: pass list(...) of it"
-    for base in kind.__mro__:
-        remedy = _REMEDIES.get(base.__module__.partition(".")[0])
-        if remedy:
-            return remedy
-    return ""
+    if isinstance(array, ValuesView):
+        return "; pass the dict itself, or list(...) of it"
+    if isinstance(array, int | float | complex | list | tuple | np.generic):
+        return "; numpy.array(x) makes one, of a number or of a list of numbers"
+    packages = [base.__module__.partition(".")[0] for base in type(array).__mro__]
+    if "torch" in packages and callable(getattr(array, "parameters", None)):
+        return "; pass list(x.parameters())"
+    for package in packages:
+        if package in _REMEDIES:
+            return _REMEDIES[package]
+    return _arrays_of(array)
+
+
+def _arrays_of(thing: object) -> str:
+    """How the arrays of an object, such as a layer, are passed."""
+    try:
+        attributes = vars(thing)
+    except TypeError:
+        return ""
+    names = [name for name, value in attributes.items() if isinstance(value, np.ndarray)]
+    if not names:
+        return "; parameters are arrays in dicts, lists, tuples or dataclasses: collect those of this object"
+    shown = ", ".join(f"{name!r}: x.{name}" for name in names[:3])
+    return f"; pass its arrays: {{{shown}{', ...' if len(names) > 3 else ''}}}"
+
+
+def no_state(given: object, swapped: bool) -> TypeError:
+    """The exception for what was given as a state and is none.
+
+    Parameters
+    ----------
+    given : object
+        In the place of the state.
+    swapped : bool
+        Whether there is a state in another place.
+
+    Returns
+    -------
+    TypeError
+    """
+    hint = "; the order is (params, grads, state)" if swapped else ""
+    if type(given).__name__ == "RMSProp":
+        hint = "; an RMSProp has its own: call its step(grads), or pass its .state"
+    return TypeError(f"state must be a State, which init() makes, got {type(given).__name__}{hint}")

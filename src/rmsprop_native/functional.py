@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from rmsprop_native._functional import update_
-from rmsprop_native._plan import is_torch_tensor
+from rmsprop_native._plan import check_state, is_torch_tensor
 from rmsprop_native.tree import flatten
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def update(
     >>> w, state.step
     (array([ 1., -2.]), 0)
     """
+    check_state(state, params, grads)
     with state._claim:  # no step may come between the two copies
         new_params = state._plan.copy_params(params)
         if new_params is NotImplemented:

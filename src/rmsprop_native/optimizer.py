@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rmsprop_native.functional import update_
+from rmsprop_native.options import by_name
 from rmsprop_native.state import init
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RMSProp:
 
     __slots__ = ("params", "state")
 
+    @by_name(2, "RMSProp(params, lr=0.01)")
     def __init__(self, params: Any, **options: Any) -> None:
         self.params = params
         self.state = init(params, **options)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["OVERRIDABLE", "Options", "Schedule", "check_number", "check_option"]
+__all__ = ["OVERRIDABLE", "Options", "Schedule", "by_name", "check_number", "check_option", "did_you_mean"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Schedule: TypeAlias = Callable[[int], float]
 Check: TypeAlias = Callable[[str, object], Any]
 
@@ -91,6 +93,82 @@ def _range_text(low: float, high: float) -> str:
     if high < math.inf:
         return f"in [{low:g}, {high:g})"
     return "finite" if low == -math.inf else f"finite and >= {low:g}"
+
+
+# ---- first guesses that are wrong ----
+
+# What others call our options; docs/meanings.md says who.
+_CALLED_ELSEWHERE = {
+    "learning_rate": "lr", "step_size": "lr", "stepsize": "lr", "step_rate": "lr", "eta": "lr",
+    "alpha": "rho", "decay": "rho", "beta": "rho", "beta2": "rho", "gamma": "rho", "smoothing": "rho",
+    "epsilon": "eps", "delta": "eps", "eps_in_sqrt": "eps_inside_sqrt", "centred": "centered",
+    "initial_scale": "initial_square_avg", "initial_accumulator_value": "initial_square_avg",
+    "decoupled_decay": "decoupled_weight_decay", "wd": "weight_decay", "l2": "weight_decay", "mu": "momentum",
+    "clipvalue": "clip_value", "clipnorm": "clip_norm", "global_clipnorm": "clip_global_norm",
+    "ema_momentum": "ema", "gradient_accumulation_steps": "accumulate",
+}  # fmt: skip
+
+
+def did_you_mean(name: str, names: Collection[str], elsewhere: dict[str, str] | None = None) -> str:
+    """What a message adds about a name that is not known.
+
+    Parameters
+    ----------
+    name : str
+        What was given.
+    names : collection of str
+        Those that there are.
+    elsewhere : dict of str to str, optional
+        Names used elsewhere, in lower case, with one of `names` each; those of options if left out.
+
+    Returns
+    -------
+    str
+        ``"; did you mean 'lr'?"``, or ``""`` if no name is near.
+
+    Examples
+    --------
+    >>> from rmsprop_native.options import did_you_mean
+    >>> did_you_mean("learning_rate", ["lr", "rho"])
+    "; did you mean 'lr'?"
+    """
+    meant = (_CALLED_ELSEWHERE if elsewhere is None else elsewhere).get(name.lower())
+    if meant not in names:
+        import difflib  # only for this message
+
+        meant = next(iter(difflib.get_close_matches(name.lower(), names, 1)), None)
+    return "" if meant is None else f"; did you mean {meant!r}?"
+
+
+def by_name(positional: int, what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function say what to do where it is given options by position.
+
+    Parameters
+    ----------
+    positional : int
+        How many arguments it takes by position, with `self`.
+    what : str
+        A call of it, in which ``lr=...`` is given by name; for the message.
+
+    Examples
+    --------
+    >>> from rmsprop_native import Options
+    >>> Options(0.01)
+    Traceback (most recent call last):
+    ...
+    TypeError: options are given by name, as in Options(lr=0.01): got 0.01 by position
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            if len(args) > positional:
+                raise TypeError(f"options are given by name, as in {what}: got {args[positional]!r} by position")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 # ---- declarations: each makes a field that carries the check of its option ----
@@ -178,8 +256,15 @@ def _choice(default: T, *others: T) -> T:
     return _option(default, check)
 
 
+class _Listed(type):
+    """A class whose `dir`, and with it `help`, leaves out what `dataclass` made."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if not name.startswith("__")]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class Options(metaclass=_Listed):
     """The hyper-parameters of RMSProp, checked.
 
     The formula is that of Tieleman and Hinton (2012): a step is divided by the root of a running mean of squared
@@ -338,6 +423,22 @@ class Options:
             raise ValueError("initial_square_avg has been used: call init() again")
         return new
 
+
+def _known_names_only(make: Callable[..., None]) -> Callable[..., None]:
+    """`Options.__init__`, which names the nearest option where there is none of a name."""
+
+    @functools.wraps(make)
+    @by_name(1, "Options(lr=0.01)")
+    def init(self: Options, **options: Any) -> None:
+        for name in options:
+            if name not in _CHECKS:
+                raise TypeError(f"no option {name!r}{did_you_mean(name, _CHECKS)}")
+        make(self, **options)
+
+    return init
+
+
+Options.__init__ = _known_names_only(Options.__init__)  # type: ignore[method-assign]
 
 OVERRIDABLE = tuple(option.name for option in fields(Options) if option.metadata["overridable"])
 """The options that may differ between leaves."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_native.options import OVERRIDABLE, Options, check_option
+from rmsprop_native.options import OVERRIDABLE, Options, check_option, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +108,8 @@ def check_overrides(overrides: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
         checked[pattern] = {}
         for name, value in changes.items():
             if not isinstance(name, str) or name not in OVERRIDABLE:
-                raise ValueError(f"overrides[{pattern!r}] cannot change {name!r}; only {', '.join(OVERRIDABLE)}")
+                hint = did_you_mean(str(name), OVERRIDABLE) or ";"
+                raise ValueError(f"overrides[{pattern!r}] cannot change {name!r}{hint} only {', '.join(OVERRIDABLE)}")
             try:
                 is_array = name == "lr" and issubclass(type(value), np.ndarray) and value.ndim > 0
                 checked[pattern][name] = _check_rates(value) if is_array else check_option(name, value)

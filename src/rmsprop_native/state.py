@@ -11,7 +11,7 @@ import numpy as np
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, PlanOwner, as_arrays, is_torch_tensor
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
-from rmsprop_native.options import Options, check_number
+from rmsprop_native.options import Options, by_name, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves, rates_of_leaf
 from rmsprop_native.presets import make_options
 from rmsprop_native.tree import Tree, flatten
@@ -383,6 +383,7 @@ def _fill(
     state._leaf_rates = _rates_of_leaves(state._groups, state._leaf_groups, paths, state._plan)
 
 
+@by_name(1, "init(params, lr=0.01)")
 def init(
     params: Any,
     *,

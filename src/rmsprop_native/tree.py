@@ -123,7 +123,8 @@ class Tree:
             yield tree
         elif self.kind == EMPTY:
             if tree is not None:
-                raise ValueError(f"{what} {prefix!r} is a {type(tree).__name__}, its parameter is None")
+                other = "in the tree that init() got it is" if what == "parameter" else "its parameter is"
+                raise ValueError(f"{what} {prefix!r} is a {type(tree).__name__}, {other} None")
         else:
             self._check_container(tree, what, prefix)
             for key, child in zip(self.keys, self.children, strict=True):
@@ -141,20 +142,18 @@ class Tree:
     def _check_container(self, tree: Any, what: str, prefix: str) -> None:
         assert self.container is not None
         where = f"{what}s" + (f" at {prefix!r}" if prefix else "")
+        others, hint = "the parameters", " (a parameter without a gradient has None)"
+        if what == "parameter":
+            others, hint = "those that init() got", ""
         alike: Any = {DICT: dict, SEQUENCE: (list, tuple), FIELDS: (self.container, Record)}[self.kind]
         if not isinstance(tree, alike):
-            raise ValueError(f"{where} are a {type(tree).__name__}, the parameters a {self.container.__name__}")
+            raise ValueError(f"{where} are a {type(tree).__name__}, {others} a {self.container.__name__}")
         if self.kind == DICT and tree.keys() != set(self.keys):
             missing = [key for key in self.keys if key not in tree]
             extra = [key for key in tree if key not in self.keys]
-            raise ValueError(
-                f"{where} do not have the keys of the parameters: missing {missing}, not known {extra} "
-                "(a parameter without a gradient has None)"
-            )
+            raise ValueError(f"{where} do not have the keys of {others}: missing {missing}, not known {extra}{hint}")
         if self.kind == SEQUENCE and len(tree) != len(self.keys):
-            raise ValueError(
-                f"{where} are {len(tree)}, the parameters {len(self.keys)} (a parameter without a gradient has None)"
-            )
+            raise ValueError(f"{where} are {len(tree)}, {others} {len(self.keys)}{hint}")
 
     def unflatten(self, leaves: Iterator[Any], *, read_only: bool = False) -> Any:
         """The tree of this structure over `leaves`.

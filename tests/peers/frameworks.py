@@ -132,6 +132,155 @@ class Optax:
         return found
 
 
+class PennyLane:
+    """qml.RMSPropOptimizer over the arrays as arguments."""
+
+    def __init__(self, params, **options):
+        import pennylane as qml
+
+        self.optimizer = qml.RMSPropOptimizer(**options)
+        self.params = [qml.numpy.array(p, requires_grad=True) for p in params]
+
+    def step(self, grads):
+        self.params = self.optimizer.apply_grad(grads, self.params)
+
+    def arrays(self):
+        found = {"param": self.params}
+        if self.optimizer.accumulation is not None:
+            found["square_avg"] = self.optimizer.accumulation
+        return {name: [np.array(v) for v in values] for name, values in found.items()}
+
+
+class Autograd:
+    """The loop of autograd, run anew from the start to each step: it shows no state between its iterations."""
+
+    def __init__(self, params, **options):
+        from autograd.misc.optimizers import rmsprop
+
+        self.loop, self.options, self.start = rmsprop, options, params
+        self.grads, self.params = [], params
+
+    def step(self, grads):
+        self.grads.append(grads)
+        self.params = self.loop(lambda x, i: self.grads[i], self.start, num_iters=len(self.grads), **self.options)
+
+    def arrays(self):
+        return {"param": [p.copy() for p in self.params]}
+
+
+class PyMC:
+    """pymc.variational.updates.rmsprop, compiled by PyTensor."""
+
+    def __init__(self, params, **options):
+        import pytensor
+        from pymc.variational.updates import rmsprop
+
+        dtype = params[0].dtype.name
+        with pytensor.config.change_flags(floatX=dtype):
+            self.shared = [pytensor.shared(p.copy()) for p in params]
+            grads = [s.type() for s in self.shared]
+            updates = rmsprop(grads, self.shared, **options)
+            self.accumulators = [s for s in updates if s not in self.shared]
+            self.compiled = pytensor.function(grads, [], updates=updates)
+
+    def step(self, grads):
+        self.compiled(*grads)
+
+    def arrays(self):
+        return {
+            name: [s.get_value() for s in variables]
+            for name, variables in (("param", self.shared), ("square_avg", self.accumulators))
+        }
+
+
+class Tequila:
+    """The step of tequila's OptimizerGD over all elements as its variables; it computes in float64."""
+
+    def __init__(self, params, **options):
+        from tequila.optimizers.optimizer_gd import OptimizerGD
+
+        self.optimizer = OptimizerGD(method="rmsprop", maxiter=1, **options)
+        self.shapes = [p.shape for p in params]
+        flat = np.concatenate([p.ravel() for p in params])
+        self.values = dict(enumerate(flat))
+        self.moments = [np.zeros(len(flat)), np.zeros(len(flat))]
+
+    def step(self, grads):
+        flat = np.concatenate([g.ravel() for g in grads])
+        new, self.moments, _ = self.optimizer._rms(
+            lambda v, samples: flat, self.values, self.moments, active_keys=list(self.values)
+        )
+        self.values.update(new)
+
+    def _split(self, flat):
+        ends = np.cumsum([np.prod(shape) for shape in self.shapes])[:-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), self.shapes, strict=True)]
+
+    def arrays(self):
+        return {
+            "param": self._split(np.array(list(self.values.values()))),
+            "square_avg": self._split(self.moments[1]),
+        }
+
+
+class MLX:
+    """mlx.optimizers.RMSprop on the CPU."""
+
+    def __init__(self, params, **options):
+        import mlx.core as mx
+        import mlx.optimizers
+
+        mx.set_default_device(mx.cpu)
+        self.mx = mx
+        self.params = {str(i): self.array(p) for i, p in enumerate(params)}
+        self.optimizer = mlx.optimizers.RMSprop(**options)
+        self.optimizer.init(self.params)
+
+    def array(self, a):
+        return self.mx.array(a, dtype=getattr(self.mx, a.dtype.name))
+
+    def step(self, grads):
+        self.params = self.optimizer.apply_gradients({str(i): self.array(g) for i, g in enumerate(grads)}, self.params)
+
+    def arrays(self):
+        keys = list(self.params)
+        return {
+            "param": [np.array(self.params[key]) for key in keys],
+            "square_avg": [np.array(self.optimizer.state[key]["v"]) for key in keys],
+        }
+
+
+class NumpyML:
+    """numpy_ml's RMSProp, which names each parameter."""
+
+    def __init__(self, params, **options):
+        self.params = [p.copy() for p in params]
+        self.optimizer = self.framework()(**options)
+
+    @staticmethod
+    def framework():
+        """The class itself."""
+        import collections
+        import collections.abc
+        import warnings
+
+        collections.Hashable = collections.abc.Hashable  # numpy-ml 0.1.2 is older than Python 3.10
+        with warnings.catch_warnings(action="ignore"):  # it misses gym, for its agents
+            from numpy_ml.neural_nets.optimizers import RMSProp
+        return RMSProp
+
+    def step(self, grads):
+        self.params = [
+            self.optimizer.update(p, g, str(i)) for i, (p, g) in enumerate(zip(self.params, grads, strict=True))
+        ]
+
+    def arrays(self):
+        found = {"param": [p.copy() for p in self.params]}
+        if self.optimizer.cache:
+            found["square_avg"] = [self.optimizer.cache[str(i)].copy() for i in range(len(self.params))]
+        return found
+
+
 class Published:
     """An update rule as its framework publishes it, by hand: `rule(p, g, state)` on one array, in NumPy."""
 
@@ -202,6 +351,18 @@ def graves(params):
         p -= delta
 
     return Published(params, rule, square_avg=0.0, grad_avg=0.0, momentum_buffer=0.0)
+
+
+def chainer(params, alpha=0.99, eps=1e-8, eps_inside_sqrt=False):
+    """Chainer, optimizers/rmsprop.py: RMSpropRule.update_core_cpu."""
+
+    def rule(p, g, state):
+        ms = state["square_avg"]
+        ms *= alpha
+        ms += (1 - alpha) * g * g
+        p -= LR * g / (np.sqrt(ms + eps) if eps_inside_sqrt else np.sqrt(ms) + eps)
+
+    return Published(params, rule, square_avg=0.0)
 
 
 def clip_each(optax):

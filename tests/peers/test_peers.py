@@ -26,10 +26,17 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import numpy as np
 import pytest
 from frameworks import (
+    MLX,
+    Autograd,
     Keras,
+    NumpyML,
     Optax,
+    PennyLane,
+    PyMC,
+    Tequila,
     Torch,
     adam,
+    chainer,
     clip_all,
     clip_each,
     graves,
@@ -118,12 +125,25 @@ CASES = {
     "paddle-momentum-centered": ("paddle", MU | {"centered": True}, paddle, MU | {"centered": True}),
     "paddle-weight_decay": ("paddle", WD, paddle, WD),
     "graves": ("graves", {"lr": 1e-4}, graves, {}),
+    "pennylane": ("pennylane", {}, PennyLane, {"stepsize": LR}),
+    "autograd": ("autograd", {}, Autograd, {"step_size": LR}),
+    "pymc": ("pymc", {}, PyMC, {"learning_rate": LR}),
+    "tequila": ("tequila", {}, Tequila, {"lr": LR}),
+    "chainer": ("chainer", {}, chainer, {}),
+    "chainer-eps-inside": ("chainer", {"eps_inside_sqrt": True}, chainer, {"eps_inside_sqrt": True}),
+    "mlx": ("mlx", {}, MLX, {"learning_rate": LR}),
+    "numpy_ml": ("numpy_ml", {}, NumpyML, {"lr": LR}),
+    "numpy_ml-clip_norm": ("numpy_ml", {"clip_norm": 0.25}, NumpyML, {"lr": LR, "clip_norm": 0.25}),
+    "adam0": ("adam0", {}, adam, {"lr": LR, "betas": (0.0, 0.999)}),
+    "adam0-weight_decay": ("adam0", WD, adam, {"lr": LR, "betas": (0.0, 0.999)} | WD),
 }  # fmt: skip
 
 
 # Keras rounds the factor that clips norms to float32 in float64 too: so does ops.minimum of a tensor and a float. There
 # optax is the peer for norms; in float32 both are.
 FLOAT32_ONLY = ("keras-clip_norm", "keras-clip_global_norm")
+# These compute in float64 whatever the parameters are.
+FLOAT64_ONLY = ("autograd", "tequila")
 
 
 def ours_of(params, state):
@@ -151,7 +171,7 @@ def test_float64_over_200_steps(name):
     assert state.step == STEPS // options.get("accumulate", 1)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "accumulate" not in name])
+@pytest.mark.parametrize("name", [name for name in CASES if "accumulate" not in name and name not in FLOAT64_ONLY])
 def test_float32_step_by_step(name):
     preset, options, make, theirs = CASES[name]
     problem = Problem(np.float32)
@@ -184,11 +204,17 @@ def test_defaults_are_those_of_the_frameworks():
     import inspect
 
     import keras
+    import mlx.optimizers
     import optax
+    import pennylane
     import torch
+    from autograd.misc.optimizers import rmsprop as autograd_loop
+    from pymc.variational.updates import rmsprop as pymc_updates
     from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+    from tequila.optimizers.optimizer_gd import OptimizerGD
 
-    words = {"lr": "lr", "learning_rate": "lr", "alpha": "rho", "rho": "rho", "decay": "rho", "eps": "eps",
+    words = {"lr": "lr", "learning_rate": "lr", "stepsize": "lr", "step_size": "lr", "gamma": "rho",
+             "alpha": "rho", "rho": "rho", "decay": "rho", "eps": "eps",
              "epsilon": "eps", "momentum": "momentum", "weight_decay": "weight_decay", "centered": "centered",
              "initial_scale": "initial_square_avg", "eps_in_sqrt": "eps_inside_sqrt", "nesterov": "nesterov",
              "bias_correction": "bias_correction", "maximize": "maximize", "ema": "ema"}  # fmt: skip
@@ -198,12 +224,21 @@ def test_defaults_are_those_of_the_frameworks():
         "optax": optax.rmsprop,
         "sb3": RMSpropTFLike,
         "timm": timm_class(),
+        "pennylane": pennylane.RMSPropOptimizer,
+        "autograd": inspect.getclosurevars(autograd_loop).nonlocals["optimize"],
+        "pymc": pymc_updates,
+        "mlx": mlx.optimizers.RMSprop,
+        "numpy_ml": NumpyML.framework(),
     }
     for preset, function in frameworks.items():
         options = rms.Options(**rms.PRESETS[preset])
         for name, parameter in inspect.signature(function).parameters.items():
             if name in words and parameter.default is not inspect.Parameter.empty:
                 assert (getattr(options, words[name]) or 0) == (parameter.default or 0), (preset, name)
+    tequila = inspect.signature(OptimizerGD).parameters  # its alpha, beta and gamma are of its other methods
+    for name in ("lr", "rho", "epsilon"):
+        assert tequila[name].default == rms.PRESETS["tequila"][words[name]]
+    assert inspect.signature(torch.optim.Adam).parameters["betas"].default[1] == rms.PRESETS["adam0"]["rho"]
 
 
 def test_peers_of_the_benchmark_take_the_same_step():
