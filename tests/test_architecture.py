@@ -30,7 +30,7 @@ LEVELS = (
     ("state",),
     ("_plan", "_ufuncs"),
     ("_leaves", "_core"),
-    ("reference",),
+    ("reference", "content"),
     ("presets", "coefficients", "overrides", "buffers"),
     ("options", "arrays", "tree"),
 )
@@ -123,7 +123,8 @@ def test_compiled_modules_do_not_use_state(module):
     code = re.sub(r'""".*?"""|#.*?$', "", text, flags=re.DOTALL | re.MULTILINE)
     attributes = {name for name in rms.State.__slots__ if name.startswith("_")} | {
         "_copy",
-        "_take_over",
+        "_described",
+        "_saved",
         "_tree",
         "_paths",
     }

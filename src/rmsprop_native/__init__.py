@@ -7,7 +7,7 @@ from rmsprop_native.optimizer import RMSProp
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS
 from rmsprop_native.runtime import __version__, isa, num_threads, set_num_threads, show_config, use_isa
-from rmsprop_native.state import State, init
+from rmsprop_native.state import State, from_state_dict, init
 from rmsprop_native.ufuncs import rmsprop, rmsprop_centered, rmsprop_centered_momentum, rmsprop_momentum
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "State",
     "__version__",
     "bench",
+    "from_state_dict",
     "init",
     "isa",
     "num_threads",
