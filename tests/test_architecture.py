@@ -24,15 +24,15 @@ SOURCE = ROOT / "src"
 LEVELS = (
     ("__init__", "__main__"),
     ("interop",),
-    ("optimizer", "_bench"),
+    ("optimizer", "checkpoint", "_bench"),
     ("functional", "ufuncs", "runtime"),
     ("_functional",),
     ("state",),
     ("_plan", "_ufuncs"),
     ("_leaves", "_core"),
     ("reference", "content"),
-    ("presets", "coefficients", "overrides", "buffers"),
-    ("options", "arrays", "tree"),
+    ("presets", "coefficients", "overrides", "buffers", "fileformats"),
+    ("options", "arrays", "tree", "atomic_file"),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 COMPILED = ("_core", "_leaves", "_plan", "_ufuncs", "_functional")

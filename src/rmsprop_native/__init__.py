@@ -2,6 +2,7 @@
 
 from rmsprop_native._bench import bench
 from rmsprop_native.arrays import RowGrad
+from rmsprop_native.checkpoint import load, save
 from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
 from rmsprop_native.options import Options
@@ -21,11 +22,13 @@ __all__ = [
     "from_state_dict",
     "init",
     "isa",
+    "load",
     "num_threads",
     "rmsprop",
     "rmsprop_centered",
     "rmsprop_centered_momentum",
     "rmsprop_momentum",
+    "save",
     "set_num_threads",
     "show_config",
     "update",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT", "VERSION", "ArraySpec", "Content", "Leaf", "SavedSchedule", "axes_of", "check_content", "check_count",
-    "describe", "in_order", "match_leaves", "unread",
+    "describe", "in_order", "match_leaves", "refuse_negative", "unread",
 ]  # fmt: skip
 
 FORMAT = "rmsprop_native state"
@@ -308,6 +308,19 @@ def match_leaves(leaves: Sequence[Leaf], structure: Tree, models: list[NDArray[A
                 f"{model.shape} and {model.dtype}"
             )
     return [places[leaf.path] for leaf in leaves]
+
+
+_BLOCK = 1 << 16  # elements that a cache holds
+
+
+def refuse_negative(name: str, path: str, array: NDArray[Any]) -> None:
+    """Refuse a mean square that has a negative element; `path` is that of its leaf."""
+    reals = in_order(array, axes_of(array)).view(array.real.dtype)
+    for start in range(0, len(reals), _BLOCK):
+        block = reals[start : start + _BLOCK]
+        negative = block < 0
+        if negative.any():
+            raise ValueError(f"{name} (leaf {path!r}) has a negative mean square, {block[negative][0]}")
 
 
 def check_count(name: str, value: object) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ from rmsprop_native.content import (
     check_content,
     check_count,
     describe,
-    in_order,
     match_leaves,
+    refuse_negative,
     unread,
 )
 from rmsprop_native.options import Options, check_number
@@ -63,8 +62,8 @@ class State(PlanOwner):
     Notes
     -----
     A state can be saved, pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a
-    second thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`, `replace`,
-    `copy` and pickle.
+    second thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`,
+    `replace`, `copy`, `state_dict`, `save` and pickle.
     """
 
     __slots__ = (
@@ -337,6 +336,8 @@ class State(PlanOwner):
         arrays = [(f"lr/{i}", array) for i, array in enumerate(rates)]
         for name in self._options.buffers:
             arrays += [(f"{name}/{i}", array) for i, array in enumerate(self._plan.arrays(name))]
+        for leaf, array in zip(leaves, models, strict=True):
+            refuse_negative("square_avg", leaf.path, array)  # now, and not where somebody wants it back
         return content, arrays
 
     def _paths(self) -> list[str]:
@@ -654,13 +655,14 @@ def state_of(
     options = Options(**content.options | {"lr": lr})
     overrides = given.overrides
     if overrides is None:
-        overrides = {pattern: dict(changes) for pattern, changes in content.overrides}
-        for pattern, changes in overrides.items():
+        saved = {pattern: dict(changes) for pattern, changes in content.overrides}
+        for pattern, changes in saved.items():
             if isinstance(changes.get("lr"), ArraySpec):
                 changes["lr"] = rates[changes["lr"].name]
             elif "lr" in changes:
                 schedule = given.schedules.get(pattern)
                 changes["lr"] = _lr_of(changes["lr"], None, schedule, f" of overrides[{pattern!r}]")
+        overrides = saved
     structure, tensors = content.structure, tuple([leaf.tensor for leaf in content.leaves])
     models = [unread(leaf) for leaf in content.leaves]
     places = list(range(len(models)))
@@ -681,7 +683,7 @@ def state_of(
             spec = next(specs)
             read(spec, arrays[place])
             if name == "square_avg":
-                _refuse_negative(spec, leaf, arrays[place])
+                refuse_negative(spec.name, leaf.path, arrays[place])
     seen = bytearray(len(places))
     for place, flag in zip(places, content.seen, strict=True):
         seen[place] = flag
@@ -712,15 +714,3 @@ def _check_numbers(state: State) -> None:
             check_dtype(group, leaf.options, dtype)
     for dtype in state._dtypes:
         check_initial(state._options, dtype)
-
-
-_BLOCK = 1 << 16  # elements that a cache holds
-
-
-def _refuse_negative(spec: ArraySpec, leaf: Leaf, array: NDArray[Any]) -> None:
-    reals = in_order(array, axes_of(array)).view(array.real.dtype)
-    for start in range(0, math.prod(reals.shape), _BLOCK):
-        block = reals[start : start + _BLOCK]
-        negative = block < 0
-        if negative.any():
-            raise ValueError(f"{spec.name} (leaf {leaf.path!r}) has a negative mean square, {block[negative][0]}")
