@@ -30,7 +30,14 @@ TREES = {
     "lone": array,
     "empty": list,
     "dict": lambda: {"w": array(), "": array(), 'é\n"\ud800': array()},
-    "keys": lambda: {1: array(), True + 1: array(), None: array(), 0.1: array(), (1, ("a", None)): array()},
+    "keys": lambda: {
+        1: array(),
+        True + 1: array(),
+        None: array(),
+        0.1: array(),
+        (1, ("a", None)): array(),
+        nested_key(16): array(),
+    },
     "bool": lambda: {True: array(), False: array()},
     "sequences": lambda: [array(), (array(), [array()], ())],
     "nothing": lambda: {"a": None, "b": [None, array()]},
@@ -90,12 +97,21 @@ def test_a_loaded_dataclass_must_have_the_fields_that_were_saved():
             rms.update_(wrong, Net(array(), array()), state)
 
 
+def nested_key(depth):
+    key = 1
+    for _ in range(depth):
+        key = (key,)
+    return key
+
+
 class Colour(enum.Enum):
     RED = 1
 
 
 @pytest.mark.parametrize(
-    "key", [Colour.RED, b"w", np.str_("w"), np.int64(1), float("nan"), float("inf"), (1, b"w")], ids=repr
+    "key",
+    [Colour.RED, b"w", np.str_("w"), np.int64(1), float("nan"), float("inf"), (1, b"w"), nested_key(17)],
+    ids=repr,
 )
 def test_keys_that_are_not_plain_are_refused(key):
     with pytest.raises(ValueError, match="a key of the dict 'net' is .*: only str, int, bool, None, finite floats"):

@@ -128,6 +128,11 @@ def test_what_is_no_json(text):
         loads(text)
 
 
+def test_brackets_in_strings_are_no_nesting():
+    keys = {"[" * 100: 1, "\\": 2, '\\"[' * 100: 3}
+    assert loads(dumps(keys)) == keys
+
+
 def test_numbers_keep_their_bits():
     numbers = [0.1, 1 / 3, -0.0, 5e-324, sys.float_info.max, 2**53]
     assert [repr(n) for n in loads(dumps(numbers))] == [repr(n) for n in numbers]

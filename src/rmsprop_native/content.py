@@ -33,6 +33,7 @@ _KEYS = (
 )  # fmt: skip
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "complex64", "complex128")}
 _MAX_DEPTH = 256  # of containers; a reader that calls itself for each of them stays far from its limit
+_MAX_KEY_DEPTH = 16  # of tuples
 _MAX_NDIM = 64  # NumPy's own
 _OPTIONS = tuple(field.name for field in fields(Options))
 
@@ -206,11 +207,11 @@ def _saved_names(container: Any, names: Sequence[Any], path: str) -> tuple[str, 
     return container.__name__ if _is_identifier(container.__name__) else "Record", list(names)
 
 
-def _saved_key(key: Any, plain: bool, path: str) -> Any:
+def _saved_key(key: Any, plain: bool, path: str, depth: int = 0) -> Any:
     if key is None or type(key) in (str, bool, int) or (type(key) is float and math.isfinite(key)):
         return key
-    if type(key) is tuple:
-        return [_saved_key(part, plain, path) for part in key]
+    if type(key) is tuple and depth < _MAX_KEY_DEPTH:
+        return [_saved_key(part, plain, path, depth + 1) for part in key]
     if plain:
         raise ValueError(
             f"a key of the dict {path!r} is {key!r}: only str, int, bool, None, finite floats and tuples of them "
