@@ -36,7 +36,17 @@ if TYPE_CHECKING:
     from rmsprop_native.options import Schedule
     from rmsprop_native.overrides import LeafOptions, Rates
 
-__all__ = ["Given", "Like", "State", "from_state_dict", "init", "like_of", "state_of", "step_with_new_numbers"]
+__all__ = [
+    "Given",
+    "Like",
+    "State",
+    "from_state_dict",
+    "init",
+    "like_of",
+    "of_values",
+    "state_of",
+    "step_with_new_numbers",
+]
 
 
 class State(PlanOwner):
@@ -714,3 +724,42 @@ def _check_numbers(state: State) -> None:
             check_dtype(group, leaf.options, dtype)
     for dtype in state._dtypes:
         check_initial(state._options, dtype)
+
+
+def of_values(
+    params: Any,
+    values: Mapping[str, list[Any]],
+    counts: Mapping[str, int],
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> State:
+    """The state of another implementation, for its adapter.
+
+    Parameters
+    ----------
+    params : array or nested container
+        As for `init`.
+    values : mapping of str to list
+        For each buffer of these options an array for each leaf, of its shape and dtype.
+    counts : mapping of str to int
+        `step` and, while accumulating, `accumulated`: every leaf has had a gradient then.
+    overrides, **options
+        As for `init`.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `init` and `from_state_dict`.
+    """
+    state = init(params, overrides=overrides, **options)
+    saved = state.state_dict()
+    for name in state.options.buffers:
+        for i, array in enumerate(values[name]):
+            saved["arrays"][f"{name}/{i}"] = np.asarray(array)
+    saved["seen"] = [int(counts.get("accumulated", 0) > 0)] * len(saved["seen"])
+    state.load_state_dict({**saved, **counts})
+    return state
