@@ -51,6 +51,13 @@ def test_forgetting_factor(tmp_path):
     assert len(re.findall(r"rho 0\.\d+: last loss \d\.\d+, test accuracy \d\d\.\d %", printed)) == 4
 
 
+def test_resume(tmp_path):
+    printed = run("resume.py", tmp_path, "--batches", "200", "--kills", "2")
+    assert "losses, parameters and state the same to the bit: yes" in printed
+    killed = re.search(r"killed after batches (\d+), (\d+) of 200", printed)
+    assert 0 < int(killed[1]) < int(killed[2]) < 200
+
+
 def test_keras_mlp_without_keras(tmp_path):
     """With Keras it runs among the tests of peers."""
     printed = run("keras_mlp.py", tmp_path, "--epochs", "3", "--without-keras")
