@@ -83,7 +83,6 @@ def test_checkpoint(take_turns, benchmark, tmp_path, state, suffix):
     for call in contenders.values():
         call()
     take_turns({name: once(call) for name, call in contenders.items()}, rounds=5, kind="checkpoint", other=suffix)
-    del arrays
     one_array = SIZE / LEAVES / 2
     benchmark.extra_info.update(
         save_memory=peak_of(contenders["save"]) / one_array,

@@ -13,6 +13,7 @@ import safetensors.numpy
 from conftest import run_python, same_bits
 
 import rmsprop_native as rms
+from rmsprop_native import fileformats
 from rmsprop_native.content import ArraySpec
 from rmsprop_native.fileformats import Npz, Safetensors, dumps, loads
 
@@ -74,6 +75,21 @@ def test_safetensors_reads_a_safetensors_file(tmp_path, state):
     for name, entry in entries.items():
         if name != "__metadata__":
             assert entry["data_offsets"][0] % (4 if entry["dtype"] == "F32" else 8) == 0
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_machine_of_the_other_byte_order(tmp_path, state, suffix, monkeypatch):
+    """Files are little-endian; here they are made of the order that this machine has not."""
+    rms.save(tmp_path / f"little.{suffix}", state)
+    monkeypatch.setattr(fileformats, "_ORDER", ">" if sys.byteorder == "little" else "<")
+    path = tmp_path / f"a.{suffix}"
+    rms.save(path, state)
+    assert path.read_bytes() != (tmp_path / f"little.{suffix}").read_bytes()
+    arrays = expected(rms.load(path))
+    assert all(same_bits(array, arrays[name]) for name, array in expected(state).items())
+    if suffix == "npz":
+        with np.load(path) as found:
+            assert all((found[name] == array).all() for name, array in expected(state).items())
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
@@ -145,6 +161,7 @@ def test_no_package_is_needed_for_safetensors(tmp_path, state):
 import sys
 sys.modules["safetensors"] = None
 import rmsprop_native as rms
+from rmsprop_native import fileformats
 rms.save(sys.argv[1], rms.load(sys.argv[1]))
 """
     before = path.read_bytes()

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-__all__ = ["replacing"]
+__all__ = ["BUFFER", "replacing"]
 
-_BUFFER = 1 << 20
+BUFFER = 1 << 16  # bytes that are gathered; what is larger is read and written at once, without a copy
 _NAME = ".rmsprop_native-{}.tmp"
 _STRAY = re.compile(re.escape(_NAME).replace(r"\{\}", "[0-9a-f]{16}"))
 
@@ -66,7 +66,7 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
         mode = _mode_of(target)
         _sweep(folder)
         fd, temporary = _make(folder, 0o666 if mode is None else mode)
-        file = open(fd, "w+b", buffering=_BUFFER)  # noqa: SIM115 - closed below, where that may fail
+        file = open(fd, "w+b", buffering=BUFFER)  # noqa: SIM115 - closed below, where that may fail
         try:
             if mode is not None and hasattr(os, "fchmod"):
                 os.fchmod(fd, mode)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from rmsprop_native.atomic_file import replacing
+from rmsprop_native.atomic_file import BUFFER, replacing
 from rmsprop_native.content import check_content, in_order
 from rmsprop_native.fileformats import MAX_HEADER, Npz, Safetensors, crc_text, dumps, loads
 from rmsprop_native.state import Given, State, like_of, state_of
@@ -220,7 +220,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ValueError(f"{os.fsdecode(path)}: it is no regular file")
-    with open(fd, "rb", buffering=_CHUNK) as file:
+    with open(fd, "rb", buffering=BUFFER) as file:
         yield file
 
 
@@ -247,7 +247,6 @@ def _reader(
     file: BinaryIO, layout: Npz | Safetensors, crcs: Mapping[str, int], advance: Advance
 ) -> Callable[[ArraySpec, NDArray[Any]], None]:
     """What reads an array of the file into an array of its shape."""
-    buffer = memoryview(bytearray(_CHUNK))
 
     def read(spec: ArraySpec, out: NDArray[Any]) -> None:
         place = layout.places[spec.name]
@@ -259,7 +258,7 @@ def _reader(
         step = _CHUNK // place.dtype.itemsize
         for start in range(0, len(elements), step):
             part = elements[start : start + step]
-            chunk = buffer[: part.nbytes]
+            chunk = part.view(np.uint8).data
             filled = 0
             while filled < len(chunk):
                 count = file.readinto(chunk[filled:])  # type: ignore[attr-defined] # BinaryIO does not know it
@@ -267,7 +266,8 @@ def _reader(
                     raise ValueError(f"the file ends within {spec.name}")
                 filled += count
             crc = zlib.crc32(chunk, crc)
-            part[...] = np.frombuffer(chunk, place.dtype)
+            if not place.dtype.isnative:
+                part.byteswap(inplace=True)
             advance(len(chunk))
         if crc != crcs[spec.name]:
             raise ValueError(

@@ -10,7 +10,7 @@ import json
 import re
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ __all__ = ["MAX_HEADER", "Npz", "Place", "Safetensors", "crc_text", "dumps", "lo
 MAX_HEADER = 64 << 20  # bytes; what is parsed takes some tens of times as much memory
 
 
+_ORDER: Literal["<", ">"] = "<"  # of bytes: little-endian, whatever the machine is
 _MAX_NESTING = 64  # keys that are tuples may be nested within the header, at most 16 deep
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
@@ -126,7 +127,7 @@ class Npz:
         self._sizes = {}
         end = len(self.start(text))
         for spec in specs:
-            axes, dtype = _c_or_f(spec.axes), spec.dtype.newbyteorder("<")
+            axes, dtype = _c_or_f(spec.axes), spec.dtype.newbyteorder(_ORDER)
             npy = _npy_start(dtype.str, axes != tuple(range(len(axes))), spec.shape)
             data = end + _LOCAL.size + len(f"{spec.name}.npy") + _LOCAL_EXTRA.size + len(npy)
             self.places[spec.name] = Place(end, data, axes, dtype, zlib.crc32(npy))
@@ -234,7 +235,7 @@ class Safetensors:
         begin = len(self.start(text))
         for spec, offset in placed:
             at = begin + offset
-            self.places[spec.name] = Place(at, at, tuple(range(len(spec.shape))), spec.dtype.newbyteorder("<"), 0)
+            self.places[spec.name] = Place(at, at, tuple(range(len(spec.shape))), spec.dtype.newbyteorder(_ORDER), 0)
         self.size = begin + end
 
     @staticmethod
