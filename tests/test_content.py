@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rmsprop_native as rms
-from rmsprop_native.content import ArraySpec, Leaf, SavedSchedule, axes_of, check_content, in_order, unread
+from rmsprop_native.content import ArraySpec, Leaf, SavedSchedule, axes_of, check_content, in_order, models_of
 
 Pair = collections.namedtuple("Pair", ["a", "b"])
 
@@ -156,7 +156,7 @@ def test_the_order_of_memory(shape):
         axes = axes_of(made)
         flat = in_order(made, axes)
         assert np.shares_memory(flat, made) or not made.size
-        leaf = unread(Leaf("", made.dtype, shape, axes, False))
+        (leaf,) = models_of([Leaf("", made.dtype, shape, axes, False)])
         assert (leaf.shape, leaf.dtype, axes_of(leaf)) == (shape, made.dtype, axes)
     turned = np.moveaxis(np.zeros((2, 3, 4)), 0, 1)
     assert axes_of(turned) == (1, 0, 2)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMAT", "VERSION", "ArraySpec", "Content", "Leaf", "SavedSchedule", "axes_of", "check_content", "check_count",
-    "describe", "in_order", "match_leaves", "refuse_negative", "unread",
+    "describe", "in_order", "match_leaves", "models_of", "refuse_negative",
 ]  # fmt: skip
 
 FORMAT = "rmsprop_native state"
@@ -278,15 +278,21 @@ def _checked(saved: object, extra: tuple[str, ...]) -> Content:
     return Content(options, overrides, structure, leaves, step, skipped, accumulated, bytes(seen), checked.buffers)
 
 
-def unread(leaf: Leaf) -> NDArray[Any]:
-    """An array of the shape, dtype and memory order of a leaf without memory: its elements must not be read."""
-    strides = [0] * len(leaf.shape)
-    stride = leaf.dtype.itemsize
-    for axis in reversed(leaf.axes):
-        strides[axis] = stride
-        stride *= max(leaf.shape[axis], 1)
-    empty = np.empty(0, leaf.dtype)
-    return np.lib.stride_tricks.as_strided(empty, leaf.shape, strides, writeable=False)
+def models_of(leaves: Sequence[Leaf]) -> list[NDArray[Any]]:
+    """For each leaf an array of its shape, dtype and memory order. All are in the same memory, which is as large as the
+    largest of them, and not to be read.
+    """
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    memory = np.empty(max(sizes, default=0) + 1, np.uint8)
+    models = []
+    for leaf in leaves:
+        strides = [0] * len(leaf.shape)
+        stride = leaf.dtype.itemsize
+        for axis in reversed(leaf.axes):
+            strides[axis] = stride
+            stride *= max(leaf.shape[axis], 1)
+        models.append(np.ndarray(leaf.shape, leaf.dtype, memory, strides=strides))
+    return models
 
 
 def match_leaves(leaves: Sequence[Leaf], structure: Tree, models: list[NDArray[Any]]) -> list[int]:

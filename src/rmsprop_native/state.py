@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,8 +20,8 @@ from rmsprop_native.content import (
     check_count,
     describe,
     match_leaves,
+    models_of,
     refuse_negative,
-    unread,
 )
 from rmsprop_native.options import Options, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves, rates_of_leaf
@@ -164,9 +165,10 @@ class State(PlanOwner):
             return None
         buffers: list[Any] = self._plan.arrays(name)
         if any(self._tensors):
-            import torch  # only where parameters are its tensors
+            with contextlib.suppress(ImportError):  # a state that was loaded where there is no torch shows arrays
+                import torch  # only where parameters are its tensors
 
-            buffers = [torch.from_numpy(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
+                buffers = [torch.from_numpy(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
         return self._structure.unflatten(iter(buffers), read_only=True)
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
@@ -674,7 +676,7 @@ def state_of(
                 changes["lr"] = _lr_of(changes["lr"], None, schedule, f" of overrides[{pattern!r}]")
         overrides = saved
     structure, tensors = content.structure, tuple([leaf.tensor for leaf in content.leaves])
-    models = [unread(leaf) for leaf in content.leaves]
+    models = models_of(content.leaves)
     places = list(range(len(models)))
     if like is not None:
         structure, models, tensors = like
@@ -687,6 +689,7 @@ def state_of(
         if given.overrides is not None:
             raise
         raise ValueError(f"this is no saved state: {error}") from error
+    del models
     for name in content.buffers:
         arrays = made._plan.arrays(name)
         for place, leaf in zip(places, content.leaves, strict=True):
