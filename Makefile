@@ -67,7 +67,7 @@ bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## 
 	  for family in $(FAMILIES); do \
 	    RMSP_BENCH_FAMILY=$$family $(BENCH) bench/bench_peers.py --benchmark-json=$(SAVED)/$$threads-$$family.json || exit 1; \
 	  done; \
-	  $(BENCH) bench/bench_limits.py bench/bench_special.py bench/bench_overhead.py bench/bench_torch.py --benchmark-json=$(SAVED)/$$threads-ours.json || exit 1; \
+	  $(BENCH) bench/bench_limits.py bench/bench_special.py bench/bench_overhead.py bench/bench_torch.py bench/bench_checkpoint.py --benchmark-json=$(SAVED)/$$threads-ours.json || exit 1; \
 	done
 	$(BIN)/python bench/report.py $(SAVED)/*.json $(if $(filter bench,$@),--page docs/performance.md)
 

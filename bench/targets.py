@@ -197,6 +197,17 @@ def of_the_rest(runs: Runs) -> Iterator[Row]:
             yield Row(kind, f"<= {most} {unit} {what}".strip(), f"{value:.3g} {unit}", "", met)
 
 
+def of_checkpoints(runs: Runs) -> Iterator[Row]:
+    """A state to disk and back, beside NumPy's own files."""
+    for run in (run for run in runs if run["kind"] == "checkpoint"):
+        for ours, theirs in (("save", "np.savez and fsync"), ("load", "np.load")):
+            what = f"{ours} .{run['other']}"
+            yield ratio(what, f">= 0.6 of the speed of {theirs}", over(run["medians"], theirs, ours), least=0.6)
+            memory = run[f"{ours}_memory"]
+            met = "yes" if memory <= 1 else "**no**"
+            yield Row(f"{what}: memory", "<= one array besides the state", f"{memory:.2f} arrays", "", met)
+
+
 PARTS = (
     of_small_arrays,
     of_new_arrays,
@@ -207,6 +218,7 @@ PARTS = (
     of_peers,
     of_torch,
     of_the_rest,
+    of_checkpoints,
 )
 
 

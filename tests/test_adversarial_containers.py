@@ -205,9 +205,9 @@ def test_container_whose_code_uses_the_state_is_refused():
         lambda: pickle.dumps(state),
         lambda: rms.update(params, {"w": np.ones(3)}, state),
         lambda: setattr(state, "step", 5),
-        lambda: state.__setstate__(saved),
+        lambda: state.load_state_dict(saved),
     )
-    saved = state.__getstate__()
+    saved = state.state_dict()
 
     class Uses(dict):
         def __getitem__(self, key):

@@ -14,7 +14,6 @@ from conftest import check_alike, same_bits
 from hostile import Pair, everything, refused
 
 import rmsprop_native as rms
-from rmsprop_native.tree import DICT, EMPTY, LEAF, SEQUENCE, Tree
 
 # ---- states made of altered parts ----
 
@@ -23,89 +22,132 @@ def saved_state():
     params = [np.ones((2, 3)), np.ones(4)]
     state = rms.init(params, momentum=0.9, accumulate=3)
     rms.update_(params, [np.ones((2, 3)), None], state)
-    return state.__getstate__()
+    return state.state_dict()
 
 
-def with_buffer(array, name="momentum_buffer"):
-    def alter(saved):
-        saved["buffers"] = {key: list(arrays) for key, arrays in saved["buffers"].items()}
-        saved["buffers"][name][0] = array
-
-    return alter
-
-
-def with_buffers(**changes):
-    def alter(saved):
-        saved["buffers"] = saved["buffers"] | changes
-
-    return alter
-
-
-def altered_tree(size, *parts):
-    tree = Tree(*parts)
-    tree.size = size
-    return tree
-
-
-def with_structure(tree, leaves=2):
-    def alter(saved):
-        saved["structure"] = tree
-        saved["seen"] = b"\0" * leaves
-        of_name = {key: (arrays * leaves)[:leaves] for key, arrays in saved["buffers"].items()}
-        saved["buffers"] = {key: [arrays[0]] * leaves for key, arrays in of_name.items()}
-
-    return alter
+def with_array(array, name="momentum_buffer/0"):
+    return lambda saved: saved["arrays"].update({name: array})
 
 
 def with_part(**parts):
     return lambda saved: saved.update(parts)
 
 
-LEAF_TREE = Tree(LEAF)
-FORTY = (LEAF_TREE,) * 40
+def with_leaf(**parts):
+    return lambda saved: saved["leaves"][0].update(parts)
+
+
+def with_option(**options):
+    return lambda saved: saved["options"].update(options)
+
+
+def with_nodes(*nodes):
+    return lambda saved: saved.update(structure=list(nodes))
+
+
+class Lying(int):
+    """Is equal to any number, and not negative."""
+
+    def __index__(self):
+        return 0
+
+    def __ge__(self, other):
+        return True
+
+    __le__ = __lt__ = __gt__ = __ge__
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = int.__hash__
+
+
+LEAF = ["leaf"]
 ALTERED = {
-    "short": with_buffer(np.zeros((2, 2))),
-    "long": with_buffer(np.zeros((2, 300))),
-    "other ndim": with_buffer(np.zeros(6)),
-    "float32": with_buffer(np.zeros((2, 3), np.float32)),
-    "int": with_buffer(np.zeros((2, 3), int)),
-    "list": with_buffer([[0.0] * 3] * 2),
-    "None": with_buffer(None),
-    "masked": with_buffer(np.ma.zeros((2, 3))),
-    "subclass": with_buffer(np.zeros((2, 3)).view(type("Named", (np.ndarray,), {}))),
-    "byte order": with_buffer(np.zeros((2, 3), ">f8")),
-    "square_avg of int": with_buffer(np.zeros((2, 3), int), "square_avg"),
-    "square_avg of None": with_buffer(None, "square_avg"),
-    "too few": with_buffers(momentum_buffer=[np.zeros((2, 3))]),
-    "too many": with_buffers(grad_sum=[np.zeros((2, 3)), np.zeros(4), np.zeros(4)]),
-    "no list": with_buffers(momentum_buffer=5),
-    "no list of square_avg": with_buffers(square_avg=None),
-    "unknown": with_buffers(other=[]),
-    "none": with_part(buffers={}),
-    "no dict": with_part(buffers=7),
+    "short": with_array(np.zeros((2, 2))),
+    "long": with_array(np.zeros((2, 300))),
+    "other ndim": with_array(np.zeros(6)),
+    "float32": with_array(np.zeros((2, 3), np.float32)),
+    "int": with_array(np.zeros((2, 3), int)),
+    "objects": with_array(np.full((2, 3), None)),
+    "list": with_array([[0.0] * 3] * 2),
+    "None": with_array(None),
+    "masked": with_array(np.ma.zeros((2, 3))),
+    "subclass": with_array(np.zeros((2, 3)).view(type("Named", (np.ndarray,), {}))),
+    "byte order": with_array(np.zeros((2, 3), ">f8")),
+    "negative": with_array(np.full((2, 3), -1.0), "square_avg/0"),
+    "square_avg of None": with_array(None, "square_avg/0"),
+    "unknown": with_array(np.zeros(1), "other/0"),
+    "one too many": with_array(np.zeros(1), "square_avg/2"),
+    "none": with_part(arrays={}),
+    "no dict": with_part(arrays=7),
     "steps": with_part(step=-1),
     "huge steps": with_part(step=2**64),
+    "endless steps": with_part(step=10**5000),
+    "lying steps": with_part(step=Lying(-1)),
     "text": with_part(step="3"),
     "true": with_part(skipped=True),
     "accumulated": with_part(accumulated=3),
-    "seen too short": with_part(seen=b"\0"),
-    "seen of others": with_part(seen=b"\0\7"),
-    "seen no bytes": with_part(seen=[0, 1]),
+    "seen too short": with_part(seen=[0]),
+    "seen of others": with_part(seen=[0, 7]),
+    "seen true": with_part(seen=[0, True]),
+    "seen no list": with_part(seen=b"\0\0"),
+    "format": with_part(format=None),
+    "version": with_part(version="1"),
+    "version 2": with_part(version=2),
     "options": with_part(options=None),
+    "option of text": with_option(rho="0.9"),
+    "option nan": with_option(rho=math.nan),
+    "option of a dict": with_option(rho={"a": 1}),
+    "options that contradict": with_option(nesterov=True, momentum=0.0),
+    "lr is an array": with_option(lr={"array": "lr/0", "shape": [1]}),
+    "lr without a name": with_option(lr={"schedule": 3}),
+    "numbers that float64 cannot hold": with_option(lr=1e300, weight_decay=1e300, decoupled_weight_decay=True),
     "overrides": with_part(overrides=5),
-    "overrides of nothing": with_part(overrides={"9": {"lr": 1.0}}),
-    "overrides of text": with_part(overrides={"0": {"lr": "x"}}),
-    "structure": with_part(structure=[0, 1]),
-    "other structure": with_part(structure=Tree(SEQUENCE, list, (0,), (LEAF_TREE,))),
-    "size too small": with_structure(altered_tree(1, SEQUENCE, list, tuple(range(40)), FORTY), 1),
-    "size too large": with_structure(altered_tree(3, SEQUENCE, list, (0, 1), FORTY[:2]), 3),
-    "fewer keys": with_structure(Tree(DICT, dict, ("a",), FORTY[:2])),
-    "more keys": with_structure(Tree(SEQUENCE, list, (0, 1, 2), FORTY[:2])),
-    "empty with children": with_structure(Tree(EMPTY, None, (0, 1), FORTY[:2])),
-    "leaf with children": with_structure(altered_tree(3, LEAF, None, (0, 1), FORTY[:2]), 3),
-    "leaf among leaves": with_structure(Tree(SEQUENCE, list, (0,), (altered_tree(2, LEAF, None, (0,), FORTY[:1]),))),
-    "one path twice": with_structure(Tree(DICT, dict, (1, "1"), FORTY[:2])),
-    "kind": with_structure(Tree(9, list, (0, 1), FORTY[:2])),
+    "overrides of nothing": with_part(overrides=[["9", {"lr": 1.0}]]),
+    "overrides of text": with_part(overrides=[["0", {"lr": "x"}]]),
+    "overrides of no pattern": with_part(overrides=[[0, {"lr": 1.0}]]),
+    "overrides twice": with_part(overrides=[["0", {"lr": 1.0}], ["0", {"lr": 2.0}]]),
+    "overrides no pair": with_part(overrides=["0"]),
+    "overrides of no option": with_part(overrides=[["0", {"accumulate": 1}]]),
+    "overrides of an array that is missing": with_part(overrides=[["0", {"lr": {"array": "lr/0", "shape": [3]}}]]),
+    "overrides of another array": with_part(overrides=[["0", {"lr": {"array": "square_avg/0", "shape": [2, 3]}}]]),
+    "path": with_leaf(path="1"),
+    "dtype": with_leaf(dtype="object"),
+    "dtype of a list": with_leaf(dtype=["float64"]),
+    "shape": with_leaf(shape=[3, 2]),
+    "huge shape": with_leaf(shape=[2**52, 2**52], axes=[0, 1]),
+    "negative shape": with_leaf(shape=[-2, -3]),
+    "shape of text": with_leaf(shape="23"),
+    "many axes": with_leaf(shape=[1] * 65, axes=list(range(65))),
+    "axes": with_leaf(axes=[0, 0]),
+    "axes too few": with_leaf(axes=[0]),
+    "axes of floats": with_leaf(axes=[0.0, 1.0]),
+    "tensor": with_leaf(tensor=1),
+    "leaf too many": lambda saved: saved["leaves"].append(saved["leaves"][0]),
+    "leaf is a list": lambda saved: saved["leaves"].__setitem__(0, list(saved["leaves"][0].items())),
+    "structure": with_part(structure=None),
+    "no structure": with_nodes(),
+    "structure of one": with_nodes(["list", 1], LEAF),
+    "structure too long": with_nodes(["list", 2], LEAF, LEAF, LEAF),
+    "structure too short": with_nodes(["list", 2], LEAF),
+    "structure of a huge list": with_nodes(["list", 2**52], LEAF, LEAF),
+    "structure of negative length": with_nodes(["list", -2], LEAF, LEAF),
+    "structure of no node": with_nodes(["list", 2], LEAF, 5),
+    "structure of an unknown node": with_nodes(["list", 2], LEAF, ["array"]),
+    "leaf with children": with_nodes(["list", 2], LEAF, ["leaf", 1]),
+    "none with children": with_nodes(["list", 2], LEAF, ["none", 1], LEAF),
+    "too deep": with_nodes(*[["list", 1]] * 100_000, ["list", 2], LEAF, LEAF),
+    "a key twice": with_nodes(["dict", ["0", "0"]], LEAF, LEAF),
+    "equal keys": with_nodes(["dict", [1, True]], LEAF, LEAF),
+    "one path twice": with_nodes(["dict", [1, "1"]], LEAF, LEAF),
+    "a key that is a dict": with_nodes(["dict", ["0", {"a": 1}]], LEAF, LEAF),
+    "a key that cannot be hashed": with_nodes(["dict", ["0", {"key": []}]], LEAF, LEAF),
+    "other paths": with_nodes(["dict", ["0", "2"]], LEAF, LEAF),
+    "fields that are no names": with_nodes(["namedtuple", "A", ["a", "b c"]], LEAF, LEAF),
+    "fields twice": with_nodes(["dataclass", "A", ["a", "a"]], LEAF, LEAF),
+    "fields of the class": with_nodes(["dataclass", "A", ["__class__", "__dict__"]], LEAF, LEAF),
+    "class of code": with_nodes(["namedtuple", "A(print())", ["a", "b"]], LEAF, LEAF),
 }
 
 
@@ -115,23 +157,26 @@ def test_no_state_is_made_of_altered_parts(name, live):
     saved = saved_state()
     ALTERED[name](saved)
     params = [np.ones((2, 3)), np.ones(4)]
-    state = rms.init(params, momentum=0.9, accumulate=3) if live else rms.State.__new__(rms.State)
-    before = everything(params, state) if live else None
+    state = rms.init(params, momentum=0.9, accumulate=3)
+    before = everything(params, state)
     with pytest.raises(ValueError):  # noqa: PT011 - each has words of its own
-        state.__setstate__(saved)
-    if live:
-        assert everything(params, state) == before
-        rms.update_(params, [np.ones((2, 3)), np.ones(4)], state)
+        state.load_state_dict(saved) if live else rms.from_state_dict(saved)
+    assert everything(params, state) == before
+    rms.update_(params, [np.ones((2, 3)), np.ones(4)], state)
 
 
-@pytest.mark.parametrize(
-    "part", ["structure", "options", "overrides", "step", "skipped", "accumulated", "seen", "buffers"]
-)
+@pytest.mark.parametrize("part", saved_state())
 def test_no_state_is_made_where_a_part_is_missing(part):
     saved = saved_state()
     del saved[part]
-    with pytest.raises(ValueError, match=f"no state can be made of what was saved: '{part}'"):
-        rms.State.__new__(rms.State).__setstate__(saved)
+    with pytest.raises(ValueError, match=f"'{part}'|version must be an int, got None"):
+        rms.from_state_dict(saved)
+
+
+@pytest.mark.parametrize("saved", [None, 5, [], {}, "state", {"format": "rmsprop_native state"}])
+def test_no_state_is_made_of_something_else(saved):
+    with pytest.raises(ValueError, match="this is no saved state"):
+        rms.from_state_dict(saved)
 
 
 def test_buffers_given_are_copied_whatever_they_are():
@@ -139,10 +184,10 @@ def test_buffers_given_are_copied_whatever_they_are():
     params = [np.ones((2, 3)), np.ones((2, 3))]
     shared = np.frombuffer(np.full((2, 3), 0.5).tobytes()).reshape(2, 3)
     wide = np.full((4, 6), 0.25)[::2, ::2]
-    saved = rms.init(params, momentum=0.9).__getstate__()
-    saved["buffers"] = {"square_avg": [shared, shared], "momentum_buffer": [params[0], wide]}
-    state = rms.State.__new__(rms.State)
-    state.__setstate__(saved)
+    saved = rms.init(params, momentum=0.9).state_dict()
+    given = [shared, shared, params[0], wide]
+    saved["arrays"] = dict(zip(saved["arrays"], given, strict=True))
+    state = rms.from_state_dict(saved)
     pair = Pair([np.ones((2, 3)), np.ones((2, 3))], momentum=0.9)
     pair.ref_state.square_avg = [np.full((2, 3), 0.5) for _ in range(2)]
     pair.ref_state.momentum_buffer = [np.ones((2, 3)), np.full((2, 3), 0.25)]
@@ -534,7 +579,8 @@ USES = {
     "deepcopy": lambda params, state: copy.deepcopy(state),
     "pickle": lambda params, state: pickle.dumps(state),
     "step": lambda params, state: setattr(state, "step", 0),
-    "__setstate__": lambda params, state: state.__setstate__(saved_state()),
+    "state_dict": lambda params, state: state.state_dict(),
+    "load_state_dict": lambda params, state: state.load_state_dict(saved_state()),
 }
 
 

@@ -215,12 +215,12 @@ COPIES = {
     "pickle": lambda params, grads, state: pickle.loads(pickle.dumps(state)),
     "update": lambda params, grads, state: rms.update(params, grads, state),
     "replace": lambda params, grads, state: state.replace(lr=0.1),
-    "__setstate__": lambda params, grads, state: state.__setstate__(saved_of(params)),
+    "load_state_dict": lambda params, grads, state: state.load_state_dict(saved_of(params)),
 }
 
 
 def saved_of(params):
-    return rms.init(params, lr=0.1, momentum=0.9).__getstate__()
+    return rms.init(params, lr=0.1, momentum=0.9).state_dict()
 
 
 @pytest.mark.parametrize("how", COPIES)
@@ -249,7 +249,7 @@ def test_no_copy_is_torn_by_a_step_in_another_thread(how):
     steps, taken = race(step, take, seconds=0.4, calls=300)
     assert steps > 0
     assert np.unique(state.square_avg["w"]).size == 1
-    assert state.step == steps or how == "__setstate__"  # which sets it back
+    assert state.step == steps or how == "load_state_dict"  # which sets it back
     for _ in range(steps + 1):
         reference.update_(small, np.ones(1, np.float32), ref_state)
         after.append((small[0], ref_state.square_avg[0], ref_state.momentum_buffer[0]))
@@ -283,7 +283,7 @@ def test_every_use_during_a_large_step_is_refused_and_the_step_goes_on():
             lambda: rms.update_(pair.params, {"w": np.ones((4, 2)), "v": np.ones(3)}, pair.state),
             lambda: rms.update_(pair.params, {"w": np.ones((4, 2)), "v": np.ones(3)}, pair.state, lr=0.5),
             lambda: setattr(pair.state, "step", 3),
-            lambda: pair.state.__setstate__(saved),
+            lambda: pair.state.load_state_dict(saved),
         ]
         for use in uses:
             with pytest.raises(RuntimeError, match="this state is inside a step already"):

@@ -25,15 +25,15 @@ SOURCE = ROOT / "src"
 LEVELS = (
     ("__init__", "__main__"),
     ("interop",),
-    ("optimizer", "_bench"),
+    ("optimizer", "checkpoint", "_bench"),
     ("functional", "ufuncs", "runtime"),
     ("_functional",),
     ("state",),
     ("_plan", "_ufuncs"),
     ("_leaves", "_core"),
-    ("reference",),
-    ("presets", "coefficients", "overrides", "buffers"),
-    ("options", "arrays", "tree"),
+    ("reference", "content"),
+    ("presets", "coefficients", "overrides", "buffers", "fileformats"),
+    ("options", "arrays", "tree", "atomic_file"),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 COMPILED = ("_core", "_leaves", "_plan", "_ufuncs", "_functional")
@@ -132,7 +132,8 @@ def test_compiled_modules_do_not_use_state(module):
     code = re.sub(r'""".*?"""|#.*?$', "", text, flags=re.DOTALL | re.MULTILINE)
     attributes = {name for name in rms.State.__slots__ if name.startswith("_")} | {
         "_copy",
-        "_take_over",
+        "_described",
+        "_saved",
         "_tree",
         "_paths",
     }

@@ -114,6 +114,13 @@ def test_population(tmp_path):
     assert all(float(best) > 60 and 1e-5 < float(rate) < 1 for _, best, rate in found)
 
 
+def test_resume(tmp_path):
+    printed = run("resume.py", tmp_path, "--batches", "200", "--kills", "2")
+    assert "losses, parameters and state the same to the bit: yes" in printed
+    killed = re.search(r"killed after batches (\d+), (\d+) of 200", printed)
+    assert 0 < int(killed[1]) < int(killed[2]) < 200
+
+
 def test_keras_mlp_without_keras(tmp_path):
     """With Keras it runs among the tests of peers."""
     printed = run("keras_mlp.py", tmp_path, "--epochs", "3", "--without-keras")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pickle
+import pickletools
+import re
 
 import numpy as np
 import pytest
-from conftest import same_bits
+from conftest import Schedule, copied, same_bits
+from hostile import everything
 
 import rmsprop_native as rms
 
@@ -181,11 +185,24 @@ def test_a_state_is_made_by_init_only():
         copy.deepcopy,
         pickle.dumps,
         lambda state: state.replace(lr=0.5),
+        lambda state: state.state_dict(),
+        lambda state: state.load_state_dict({}),
         lambda state: setattr(state, "step", 3),
         lambda state: rms.update_(np.zeros(2), np.zeros(2), state),
         lambda state: rms.update(np.zeros(2), np.zeros(2), state),
     ],
-    ids=["copy()", "copy", "deepcopy", "pickle", "replace", "step", "update_", "update"],
+    ids=[
+        "copy()",
+        "copy",
+        "deepcopy",
+        "pickle",
+        "replace",
+        "state_dict",
+        "load_state_dict",
+        "step",
+        "update_",
+        "update",
+    ],
 )
 def test_a_schedule_cannot_use_the_state_that_calls_it(use):
     used = []
@@ -212,39 +229,200 @@ def saved_state(**options):
     param = np.ones(3)
     state = rms.init(param, **options)
     rms.update_(param, np.ones(3), state)
-    return state, state.__getstate__()
+    return state, state.state_dict()
+
+
+def test_a_state_is_saved_as_numbers_strings_lists_and_arrays():
+    """Everything but the arrays goes through JSON and back."""
+    params = {"w": [np.zeros((2, 3), np.float32, order="F"), np.zeros(2, np.complex64)], ("v", 1): np.zeros(())}
+    overrides = {"w.*": {"rho": 0.1 + 0.2}, "w.1": {"lr": np.array([0.25, 0.5])}}
+    state = rms.init(params, momentum=0.9, accumulate=3, ema=0.5, overrides=overrides)
+    rms.update_(params, {"w": [None, np.ones(2, np.complex64)], ("v", 1): np.ones(())}, state)
+    saved = state.state_dict()
+    arrays = saved.pop("arrays")
+    assert list(arrays) == ["lr/0"] + [f"{name}/{i}" for name in state.options.buffers for i in range(3)]
+    again = rms.from_state_dict(json.loads(json.dumps(saved)) | {"arrays": arrays})
+    assert repr(again) == repr(state)
+    assert again.square_avg["w"][0].flags.f_contiguous
+    for _ in range(3):
+        check_states_alike(params, state, again, {"w": [np.ones((2, 3), np.float32), None], ("v", 1): np.ones(())})
+
+
+def check_states_alike(params, one, other, grads):
+    """A step of copies of `params` by each state gives the same bits everywhere."""
+    params = [copied(params), copied(params)]
+    for tree, state in zip(params, (one, other), strict=True):
+        rms.update_(tree, grads, state)
+    assert everything(params[0], one) == everything(params[1], other)
+
+
+def test_what_is_saved_is_a_copy():
+    state, saved = saved_state()
+    saved["arrays"]["square_avg/0"][...] = 7
+    assert (state.square_avg != 7).all()
+    again = rms.from_state_dict(saved)
+    saved["arrays"]["square_avg/0"][...] = 8
+    assert (again.square_avg == 7).all()
 
 
 SPOILED = {
-    "a part is missing": lambda saved: saved.pop("seen"),
-    "a buffer is missing": lambda saved: saved["buffers"].pop("momentum_buffer"),
-    "a buffer too many": lambda saved: saved["buffers"].update(ema=[np.zeros(3)]),
-    "short": lambda saved: saved["buffers"].update(momentum_buffer=[np.zeros(2)]),
-    "another dtype": lambda saved: saved["buffers"].update(momentum_buffer=[np.zeros(3, np.float32)]),
-    "too few arrays": lambda saved: saved["buffers"].update(momentum_buffer=[]),
-    "no arrays": lambda saved: saved["buffers"].update(square_avg=[], momentum_buffer=[]),
-    "a list": lambda saved: saved["buffers"].update(square_avg=[[1.0, 2.0, 3.0]]),
-    "a negative step": lambda saved: saved.update(step=-1),
-    "a fraction of a step": lambda saved: saved.update(step=1.5),
-    "too many accumulated": lambda saved: saved.update(accumulated=2),
-    "seen is too short": lambda saved: saved.update(seen=b""),
-    "seen is no flag": lambda saved: saved.update(seen=b"\2"),
-    "no options": lambda saved: saved.update(options=None),
-    "bad overrides": lambda saved: saved.update(overrides={"*": {"lr": -1.0}}),
-}
+    "a part is missing": (lambda saved: saved.pop("seen"), r"missing \['seen'\]"),
+    "a part too many": (lambda saved: saved.update(more=1), r"not known \['more'\]"),
+    "another format": (lambda saved: saved.update(format="x"), "does not say 'format'"),
+    "a later version": (lambda saved: saved.update(version=2), "saved in version 2 .* reads 1: use a newer"),
+    "version 0": (lambda saved: saved.update(version=0), "there is no such version"),
+    "a buffer is missing": (lambda saved: saved["arrays"].pop("momentum_buffer/0"), "momentum_buffer/0"),
+    "a buffer too many": (lambda saved: saved["arrays"].update({"ema/0": np.zeros(3)}), "and of nothing else"),
+    "short": (
+        lambda saved: saved["arrays"].update({"momentum_buffer/0": np.zeros(2)}),
+        r"momentum_buffer/0 must be an array of float64 of \(3,\), got a float64 of \(2,\)",
+    ),
+    "another dtype": (
+        lambda saved: saved["arrays"].update({"momentum_buffer/0": np.zeros(3, np.float32)}), "got a float32",
+    ),
+    "a list": (lambda saved: saved["arrays"].update({"square_avg/0": [1.0, 2.0, 3.0]}), "got a list"),
+    "no arrays": (lambda saved: saved.update(arrays={}), "and of nothing else"),
+    "a negative mean square": (
+        lambda saved: saved["arrays"].update({"square_avg/0": np.array([1.0, -1e-300, np.nan])}),
+        r"square_avg/0 \(leaf ''\) has a negative mean square, -1e-300",
+    ),
+    "a negative step": (lambda saved: saved.update(step=-1), r"step must be in \[0, 2\*\*53\), got -1"),
+    "a fraction of a step": (lambda saved: saved.update(step=1.5), "step must be an int, got 1.5"),
+    "too many accumulated": (lambda saved: saved.update(accumulated=2), "accumulated is 2, with accumulate=2"),
+    "seen is too short": (lambda saved: saved.update(seen=[]), "seen must be 0 or 1 for each of 1 leaves"),
+    "seen is no flag": (lambda saved: saved.update(seen=[2]), "seen must be 0 or 1 for each of 1 leaves"),
+    "no options": (lambda saved: saved.update(options=None), "its options must be a dict, got a NoneType"),
+    "an option is missing": (lambda saved: saved["options"].pop("rho"), r"missing \['rho'\]"),
+    "an unknown option": (lambda saved: saved["options"].update(beta=1), r"not known \['beta'\]"),
+    "an option out of range": (lambda saved: saved["options"].update(rho=1.0), r"rho must be in \[0, 1\), got 1.0"),
+    "bad overrides": (lambda saved: saved.update(overrides=[["*", {"lr": -1.0}]]), "lr must be finite and >= 0"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", SPOILED)
 def test_what_does_not_fit_together_makes_no_state(how):
-    _, saved = saved_state(momentum=0.9, accumulate=2)
-    SPOILED[how](saved)
-    with pytest.raises(ValueError):  # noqa: PT011 - each says something else
-        rms.State.__new__(rms.State).__setstate__(saved)
-
-
-def test_what_was_saved_makes_the_same_state():
     state, saved = saved_state(momentum=0.9, accumulate=2)
-    new = rms.State.__new__(rms.State)
-    new.__setstate__(saved)
-    assert (new.step, new.accumulated, new.options) == (state.step, state.accumulated, state.options)
-    assert same_bits(new.grad_sum, state.grad_sum)
+    spoil, match = SPOILED[how]
+    spoil(saved)
+    with pytest.raises(ValueError, match=match):
+        rms.from_state_dict(saved)
+    before = state.state_dict()
+    with pytest.raises(ValueError, match=match):
+        state.load_state_dict(saved)
+    assert str(state.state_dict()) == str(before)
+
+
+def test_nan_and_infinity_are_loaded_as_saved():
+    state, saved = saved_state(momentum=0.9)
+    values = np.array([np.nan, np.inf, -0.0])
+    saved["arrays"] = {"square_avg/0": values, "momentum_buffer/0": -values}
+    state.load_state_dict(saved)
+    assert state.square_avg.tobytes() == values.tobytes()
+    assert state.momentum_buffer.tobytes() == (-values).tobytes()
+
+
+def test_a_state_becomes_what_was_saved_and_keeps_its_schedules():
+    def schedule(taken):
+        return 0.5 / (1 + taken)
+
+    def other(taken):
+        return 0.25
+
+    params = {"a": np.zeros(2), "b": np.zeros(2)}
+    state = rms.init(params, lr=schedule, overrides={"b": {"lr": other}})
+    rms.update_(params, {"a": np.ones(2), "b": np.ones(2)}, state)
+    saved = state.state_dict()
+    assert saved["options"]["lr"] == {"schedule": f"{schedule.__qualname__}"}
+    match = "the learning rate was a schedule, .*schedule, which is not saved: give it again, as lr=... to load"
+    with pytest.raises(ValueError, match=match):
+        rms.from_state_dict(saved)
+    with pytest.raises(ValueError, match=r"the learning rate of overrides\['b'\] was a schedule"):
+        rms.from_state_dict(saved, lr=0.5)
+    assert rms.from_state_dict(saved, lr=0.5, overrides={}).options.lr == 0.5
+    state.load_state_dict(saved)
+    assert state.options.lr is schedule
+    new = rms.init(params, lr=schedule, overrides={"b": {"lr": other}})
+    new.load_state_dict(saved)
+    assert new.step == 1
+    new.load_state_dict(saved, lr=0.125)
+    assert new.options.lr == 0.125
+    assert "other" in repr(new)
+
+
+def test_leaves_must_be_those_of_the_state():
+    saved = rms.init({"a": np.zeros(2), "b": np.zeros(3)}).state_dict()
+    for params, match in (
+        ({"a": np.zeros(2), "c": np.zeros(3)}, r"missing \['c'\], not known \['b'\]"),
+        ({"a": np.zeros(2), "b": np.zeros(4)}, r"leaf 'b' was saved with shape \(3,\) and float64, the parameter has"),
+        ({"a": np.zeros(2, np.float32), "b": np.zeros(3)}, "the parameter has .* and float32"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            rms.init(params).load_state_dict(saved)
+        with pytest.raises(ValueError, match=match):
+            rms.from_state_dict(saved, like=params)
+
+
+def test_leaves_are_matched_by_their_paths_and_lie_as_the_parameters_do():
+    params = {"a": np.ones((2, 3)), "b": np.ones(3)}
+    state = rms.init(params, accumulate=2)
+    rms.update_(params, {"a": np.ones((2, 3)), "b": None}, state)
+    like = {"b": np.ones(3), "a": np.ones((2, 3), order="F")}
+    again = rms.from_state_dict(state.state_dict(), like=like)
+    assert list(again.square_avg) == ["b", "a"]
+    assert again.square_avg["a"].flags.f_contiguous
+    rms.update_(like, {"b": None, "a": np.ones((2, 3))}, again)
+    rms.update_(params, {"a": np.ones((2, 3)), "b": None}, state)
+    assert all(same_bits(params[key], like[key]) for key in params)
+    assert all(same_bits(state.square_avg[key], again.square_avg[key]) for key in params)
+
+
+# ---- pickle ----
+
+
+def test_a_pickle_names_no_private_module():
+    @dataclasses.dataclass
+    class Net:
+        w: np.ndarray
+
+    state = rms.init({"net": Net(np.zeros(2))}, overrides={"*": {"lr": np.array([1.0, 2.0])}})
+    pickled = pickle.dumps(state, protocol=2)
+    named = {argument for opcode, argument, _ in pickletools.genops(pickled) if opcode.name == "GLOBAL"}
+    ours = {name for name in named if "rmsprop" in name}
+    assert ours == {"rmsprop_native from_state_dict"}
+    assert all(name.startswith(("numpy", "_codecs")) for name in named - ours)
+    again = pickle.loads(pickle.dumps(state))
+    check_states_alike({"net": Net(np.ones(2))}, state, again, {"net": Net(np.ones(2))})
+
+
+def test_a_pickle_of_another_version_says_so():
+    pickled = pickle.dumps(rms.init(np.zeros(1)), protocol=0)
+    assert pickled.count(b"Vversion\np4\nI1\n") + pickled.count(b"version") == 2
+    with pytest.raises(ValueError, match="saved in version 2 of the format, this rmsprop_native reads 1: use a newer"):
+        pickle.loads(re.sub(rb"(Vversion\np\d+\nI)1\n", rb"\g<1>2\n", pickled))
+
+
+def test_a_pickle_of_the_layout_before_version_1_says_so():
+    """It was an empty State, and a call of __setstate__."""
+    old = pickle.dumps(rms.init(np.zeros(1)).options)
+    with pytest.raises(ValueError, match="this pickle of a State is of a version before 1 of the format"):
+        rms.State.__new__(rms.State).__setstate__({"options": pickle.loads(old)})
+
+
+class Named(rms.State):
+    """A subclass of State."""
+
+
+def test_a_subclass_is_pickled_as_one():
+    state = rms.from_state_dict(rms.init(np.zeros(2)).state_dict(), Named)
+    again = pickle.loads(pickle.dumps(state))
+    assert type(again) is type(state.copy()) is Named
+
+
+def test_keys_and_schedules_of_any_kind_can_be_pickled_and_only_plain_ones_saved():
+    params = {frozenset({1}): np.zeros(2), (1, "a"): np.zeros(3)}
+    state = rms.init(params, lr=Schedule(0.5))
+    again = pickle.loads(pickle.dumps(state))
+    assert again.square_avg.keys() == params.keys()
+    assert again.options.lr(0) == 0.5
+    with pytest.raises(ValueError, match=r"a key of the dict '' is frozenset\(\{1\}\): only str, int, bool, None"):
+        state.state_dict()

@@ -17,6 +17,7 @@ Functions
     init(params, ...)               the state of an optimizer; help(rms.Options) has all hyper-parameters
     update_(params, grads, state)   a step in place; the underscore says so
     update(params, grads, state)    a step that changes nothing: returns new parameters and a new state
+    save(path, state), load(path)   a checkpoint: a file that is whole and checked
     rmsprop(p, g, v, ...)           a step as a NumPy ufunc, for buffers of your own; also rmsprop_momentum,
                                     rmsprop_centered, rmsprop_centered_momentum
     show_config()                   what runs here, and why; bench() measures it
@@ -27,18 +28,19 @@ Classes
     Options     the hyper-parameters, checked
     RowGrad     a gradient of some rows of an embedding table
 Modules
-    rmsprop_native.interop      torch, pennylane, autograd, scipy: each is imported by its full name
+    rmsprop_native.interop      torch, keras, optax, pennylane, autograd, scipy: each is imported by its full name
     rmsprop_native.reference    the same step in plain NumPy, as the specification
 """
 
 from rmsprop_native._bench import bench
 from rmsprop_native.arrays import RowGrad
+from rmsprop_native.checkpoint import load, save
 from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS
 from rmsprop_native.runtime import __version__, isa, num_threads, set_num_threads, show_config, use_isa
-from rmsprop_native.state import State, init
+from rmsprop_native.state import State, from_state_dict, init
 from rmsprop_native.ufuncs import rmsprop, rmsprop_centered, rmsprop_centered_momentum, rmsprop_momentum
 
 __all__ = [
@@ -49,13 +51,16 @@ __all__ = [
     "State",
     "__version__",
     "bench",
+    "from_state_dict",
     "init",
     "isa",
+    "load",
     "num_threads",
     "rmsprop",
     "rmsprop_centered",
     "rmsprop_centered_momentum",
     "rmsprop_momentum",
+    "save",
     "set_num_threads",
     "show_config",
     "update",

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-import operator
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, PlanOwner, as_arrays, is_torch_tensor
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
+from rmsprop_native.content import (
+    ArraySpec,
+    Content,
+    Leaf,
+    SavedSchedule,
+    axes_of,
+    check_content,
+    check_count,
+    describe,
+    match_leaves,
+    models_of,
+    refuse_negative,
+)
 from rmsprop_native.options import Options, by_name, check_number
 from rmsprop_native.overrides import check_overrides, check_paths, group_leaves, rates_of_leaf
 from rmsprop_native.presets import make_options
 from rmsprop_native.tree import Tree, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     from numpy.typing import NDArray
 
+    from rmsprop_native.options import Schedule
     from rmsprop_native.overrides import LeafOptions, Rates
 
-__all__ = ["State", "init", "step_with_new_numbers"]
+__all__ = [
+    "Given",
+    "Like",
+    "State",
+    "from_state_dict",
+    "init",
+    "like_of",
+    "of_values",
+    "state_of",
+    "step_with_new_numbers",
+]
 
 
 class State(PlanOwner):
@@ -49,9 +72,9 @@ class State(PlanOwner):
 
     Notes
     -----
-    A state can be pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a second
-    thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`, `replace`,
-    `copy` and pickle.
+    A state can be saved, pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a
+    second thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`,
+    `replace`, `copy`, `state_dict`, `save` and pickle.
     """
 
     __slots__ = (
@@ -97,7 +120,7 @@ class State(PlanOwner):
 
     @step.setter
     def step(self, count: int) -> None:
-        steps = _count("step", count)
+        steps = check_count("step", count)
         with self._claim:
             self._claim.set_counts(steps, self.skipped, self.accumulated, self._claim.seen)
             self._plan.forget_numbers()
@@ -142,9 +165,10 @@ class State(PlanOwner):
             return None
         buffers: list[Any] = self._plan.arrays(name)
         if any(self._tensors):
-            import torch  # only where parameters are its tensors
+            with contextlib.suppress(ImportError):  # a state that was loaded where there is no torch shows arrays
+                import torch  # only where parameters are its tensors
 
-            buffers = [torch.from_numpy(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
+                buffers = [torch.from_numpy(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
         return self._structure.unflatten(iter(buffers), read_only=True)
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
@@ -224,80 +248,112 @@ class State(PlanOwner):
         new._plan = self._plan.copy(new._claim)
         return new
 
-    def __getstate__(self) -> dict[str, Any]:
-        with self._claim:
-            return {
-                "structure": self._structure,
-                "tensors": self._tensors,
-                "options": self._options,
-                "overrides": self._overrides,
-                "step": self.step,
-                "skipped": self.skipped,
-                "accumulated": self.accumulated,
-                "seen": self._claim.seen,
-                "buffers": {
-                    name: [array.copy(order="K") for array in self._plan.arrays(name)] for name in self._options.buffers
-                },
-            }
+    # ---- saved ----
 
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        with getattr(self, "_claim", nullcontext()):  # a state that is new has none
-            made = self._of_saved(saved)
-            for name in (*State.__slots__, "_plan"):
-                setattr(self, name, getattr(made, name))
+    def state_dict(self) -> dict[str, Any]:
+        """All that the state remembers, as plain numbers, strings, lists and arrays, for any format of checkpoints.
 
-    @classmethod
-    def _of_saved(cls, saved: dict[str, Any]) -> Self:
-        """A new state of what `__getstate__` gave."""
-        try:
-            structure, overrides, buffers = saved["structure"], saved["overrides"], saved["buffers"]
-            options = Options(**{name: getattr(saved["options"], name) for name in Options.__dataclass_fields__})
-            step, skipped, accumulated = (_count(name, saved[name]) for name in ("step", "skipped", "accumulated"))
-            seen = saved["seen"]
-            if not isinstance(structure, Tree) or set(buffers) != set(options.buffers) or type(seen) is not bytes:
-                raise ValueError("the parts of the state do not fit each other")
-            tensors = tuple([bool(is_tensor) for is_tensor in saved["tensors"]])
-            if not len(buffers["square_avg"]) == len(tensors) == structure.size:
-                raise ValueError("the parts of the state do not fit each other")
-            models = as_arrays(structure, list(buffers["square_avg"]))
-            if accumulated >= options.accumulate or set(seen) - {0, 1}:
-                raise ValueError("the parts of the state do not fit each other")
-            made = cls.__new__(cls)
-            _fill(made, structure, options, overrides, models, tensors)
-            made._take_over(buffers, step, skipped, accumulated, seen)
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"no state can be made of what was saved: {error}") from error
-        return made
+        Returns
+        -------
+        dict
+            What JSON can hold, and under ``"arrays"`` a dict of arrays, which are copies. docs/checkpoints.md has all
+            names. `load_state_dict` and `from_state_dict` take it.
 
-    def _take_over(
-        self, buffers: Mapping[str, list[Any]], step: int, skipped: int, accumulated: int, seen: bytes
+        Raises
+        ------
+        ValueError
+            If a key of a dict among the parameters is no str, int, bool, None, finite float or tuple of them.
+        RuntimeError
+            If the state is inside a step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsprop_native as rms
+        >>> saved = rms.init({"w": np.zeros(2)}, lr=0.1).state_dict()
+        >>> saved["step"], saved["options"]["lr"], saved["arrays"]
+        (0, 0.1, {'square_avg/0': array([0., 0.])})
+        """
+        return self._saved(plain=True)
+
+    def load_state_dict(
+        self,
+        saved: Mapping[str, Any],
+        *,
+        lr: float | Schedule | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Copy the values of another state."""
+        """Become the state that was saved, of the same parameters.
+
+        Parameters
+        ----------
+        saved : mapping
+            What `state_dict` gave.
+        lr, overrides
+            As for `from_state_dict`. Where the saved learning rate was a schedule, that of this state stays by default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `from_state_dict`; or if paths, shapes or dtypes are not those of this state. Nothing has been changed
+            then.
+        RuntimeError
+            If the state is inside a step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsprop_native as rms
+        >>> saved = rms.init(np.zeros(2), lr=0.1, momentum=0.9).state_dict()
+        >>> state = rms.init(np.zeros(2))
+        >>> state.load_state_dict(saved)
+        >>> state
+        State(step=0, leaves=1, options=Options(lr=0.1, rho=0.9, momentum=0.9))
+        """
+        with self._claim:
+            schedules = {None: self._options.lr} | {name: at.get("lr") for name, at in self._overrides.items()}
+            given = Given(lr, overrides, {name: lr for name, lr in schedules.items() if callable(lr)})
+            like = Like(self._structure, self._plan.arrays("square_avg"), self._tensors)
+            made = state_of_dict(type(self), saved, given, like)
+            with made._claim:  # no other thread may use a half of each
+                for name in (*State.__slots__, "_plan"):
+                    setattr(self, name, getattr(made, name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        cls = () if type(self) is State else (type(self),)  # so that pickles name the package alone
+        return from_state_dict, (self._saved(plain=False), *cls)
+
+    def __setstate__(self, saved: object) -> None:
+        raise ValueError(
+            "this pickle of a State is of a version before 1 of the format, which names private modules: unpickle it "
+            "with the rmsprop_native that made it, and save it again with rmsprop_native.save"
+        )
+
+    def _saved(self, *, plain: bool) -> dict[str, Any]:
+        with self._claim:
+            content, arrays = self._described(plain=plain)
+            return content | {"arrays": {name: array.copy(order="K") for name, array in arrays}}
+
+    def _described(self, *, plain: bool) -> tuple[dict[str, Any], list[tuple[str, NDArray[Any]]]]:
+        """What `describe` gives, and all arrays in the order of `Content.arrays`; the caller has the claim."""
+        models = self._plan.arrays("square_avg")
+        leaves = [
+            Leaf(path, model.dtype, model.shape, axes_of(model), is_tensor)
+            for path, model, is_tensor in zip(self._paths(), models, self._tensors, strict=True)
+        ]
+        counts = {"step": self.step, "skipped": self.skipped, "accumulated": self.accumulated}
+        content, rates = describe(
+            self._options, self._overrides, self._structure, leaves, counts, self._claim.seen, plain=plain
+        )
+        arrays = [(f"lr/{i}", array) for i, array in enumerate(rates)]
         for name in self._options.buffers:
-            arrays = self._plan.arrays(name)
-            if len(buffers[name]) != len(arrays):
-                raise ValueError(f"{name} has {len(buffers[name])} arrays, the state {len(arrays)} leaves")
-            for array, values in zip(arrays, buffers[name], strict=True):
-                if type(values) is not np.ndarray or values.dtype != array.dtype or values.shape != array.shape:
-                    raise ValueError(f"an array of {name} is not of the shape and dtype of its square_avg")
-                array[...] = values
-        self._claim.set_counts(step, skipped, accumulated, seen)
+            arrays += [(f"{name}/{i}", array) for i, array in enumerate(self._plan.arrays(name))]
+        for leaf, array in zip(leaves, models, strict=True):
+            refuse_negative("square_avg", leaf.path, array)  # now, and not where somebody wants it back
+        return content, arrays
 
     def _paths(self) -> list[str]:
         return list(self._structure.paths())
-
-
-def _count(name: str, value: object) -> int:
-    """`value` as an int that is not negative and fits in 64 bits."""
-    if isinstance(value, bool | np.bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    try:
-        count = operator.index(value)  # type: ignore[arg-type] # it raises what is wanted
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
-    if not 0 <= count < 2**53:
-        raise ValueError(f"{name} must be in [0, 2**53), got {count}")
-    return count
 
 
 def _rates(
@@ -451,4 +507,263 @@ def init(
     if checked.ema is not None:
         for array, model in zip(state._plan.arrays("ema"), models, strict=True):
             array[...] = model
+    return state
+
+
+# ---- from what was saved ----
+
+
+class Given(NamedTuple):
+    """What is given again for a saved state."""
+
+    lr: float | Schedule | None = None
+    overrides: Mapping[str, Mapping[str, Any]] | None = None
+    schedules: Mapping[str | None, Schedule] = {}
+    """In place of saved ones: of the options under None, of overrides under their pattern."""
+
+
+class Like(NamedTuple):
+    """The parameters for which a saved state is loaded: their structure, arrays of their layout, which are tensors."""
+
+    structure: Tree
+    models: list[NDArray[Any]]
+    tensors: tuple[bool, ...]
+
+
+def like_of(params: Any) -> Like:
+    """`Like` of parameters.
+
+    Parameters
+    ----------
+    params : array or nested container
+        As for `init`.
+
+    Returns
+    -------
+    Like
+
+    Raises
+    ------
+    TypeError
+        If a leaf is no array, or its dtype is another one.
+    """
+    leaves, structure = flatten(params)
+    return Like(structure, as_arrays(structure, leaves), tuple([is_torch_tensor(leaf) for leaf in leaves]))
+
+
+def from_state_dict(
+    saved: Mapping[str, Any],
+    cls: type[State] = State,
+    *,
+    lr: float | Schedule | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    like: Any = None,
+) -> State:
+    """A new state of what `State.state_dict` gave.
+
+    Parameters
+    ----------
+    saved : mapping
+        It is checked as if anybody had written it.
+    cls : type, default State
+        A subclass of State.
+    lr : float or callable, optional
+        In place of the saved learning rate; it must be given where that was a schedule.
+    overrides : mapping of str to mapping, optional
+        In place of all saved overrides; they must be given where one of them has a schedule.
+    like : array or nested container, optional
+        The parameters. The state then has their structure, the memory order of its buffers is theirs, and they are
+        tensors where the parameters are; leaves are matched by their paths. Without it, classes of namedtuples and
+        dataclasses are replaced by ones with the same fields, and parameters of any class with these fields are taken.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    ValueError
+        If `saved` is not what `state_dict` gives: anything is missing, unknown, of another version, of another shape or
+        dtype, out of its range, or a mean square is negative; if the leaves are not those of `like`; or if a schedule
+        must be given.
+    TypeError
+        If `lr`, `overrides` or `like` are of the wrong kind.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmsprop_native as rms
+    >>> saved = rms.init(np.zeros(2), lr=lambda step: 1 / (1 + step)).state_dict()
+    >>> rms.from_state_dict(saved, lr=0.5)
+    State(step=0, leaves=1, options=Options(lr=0.5, rho=0.9))
+    >>> saved["arrays"]["square_avg/0"] -= 1
+    >>> rms.from_state_dict(saved, lr=0.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: square_avg/0 (leaf '') has a negative mean square, -1.0
+    """
+    return state_of_dict(cls, saved, Given(lr, overrides), None if like is None else like_of(like))
+
+
+from_state_dict.__module__ = "rmsprop_native"  # by this name it stands in pickles
+
+
+def state_of_dict(cls: type[State], saved: Mapping[str, Any], given: Given, like: Like | None) -> State:
+    """`from_state_dict` for a checked `given` and `like`."""
+    content = check_content(saved, extra=("arrays",))
+    arrays = saved["arrays"]
+    specs = {spec.name: spec for spec in content.arrays()}
+    if not isinstance(arrays, dict) or arrays.keys() != specs.keys():
+        raise ValueError(f"the arrays must be a dict of {', '.join(list(specs)[:8])} and so on, and of nothing else")
+    for name, spec in specs.items():  # all of them, before memory is taken
+        array = arrays[name]
+        if type(array) is not np.ndarray or array.dtype != spec.dtype or array.shape != spec.shape:
+            kind = f"{array.dtype} of {array.shape}" if type(array) is np.ndarray else type(array).__name__
+            raise ValueError(f"{name} must be an array of {spec.dtype} of {spec.shape}, got a {kind}")
+
+    def read(spec: ArraySpec, out: NDArray[Any]) -> None:
+        out[...] = arrays[spec.name]
+
+    return state_of(cls, content, read, given, like)
+
+
+def state_of(
+    cls: type[State],
+    content: Content,
+    read: Callable[[ArraySpec, NDArray[Any]], None],
+    given: Given,
+    like: Like | None,
+) -> State:
+    """A new state of checked content.
+
+    Parameters
+    ----------
+    cls : type
+        State or a subclass.
+    content : Content
+        The sizes of its arrays have been found to be there.
+    read : callable
+        Called for each array of `content.arrays()`, in that order, to write its values into an array of its shape and
+        dtype.
+    given : Given
+    like : Like or None
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `from_state_dict`.
+    """
+    rates = {}
+    specs = content.arrays()
+    for _, changes in content.overrides:
+        if isinstance(changes.get("lr"), ArraySpec):
+            spec = next(specs)
+            rates[spec.name] = np.empty(spec.shape, spec.dtype)
+            read(spec, rates[spec.name])
+    lr = _lr_of(content.options["lr"], given.lr, given.schedules.get(None), "")
+    options = Options(**content.options | {"lr": lr})
+    overrides = given.overrides
+    if overrides is None:
+        saved = {pattern: dict(changes) for pattern, changes in content.overrides}
+        for pattern, changes in saved.items():
+            if isinstance(changes.get("lr"), ArraySpec):
+                changes["lr"] = rates[changes["lr"].name]
+            elif "lr" in changes:
+                schedule = given.schedules.get(pattern)
+                changes["lr"] = _lr_of(changes["lr"], None, schedule, f" of overrides[{pattern!r}]")
+        overrides = saved
+    structure, tensors = content.structure, tuple([leaf.tensor for leaf in content.leaves])
+    models = models_of(content.leaves)
+    places = list(range(len(models)))
+    if like is not None:
+        structure, models, tensors = like
+        places = match_leaves(content.leaves, structure, models)
+    made = cls.__new__(cls)
+    try:
+        _fill(made, structure, options, overrides, models, tensors)
+        _check_numbers(made)
+    except TypeError as error:
+        if given.overrides is not None:
+            raise
+        raise ValueError(f"this is no saved state: {error}") from error
+    del models
+    for name in content.buffers:
+        arrays = made._plan.arrays(name)
+        for place, leaf in zip(places, content.leaves, strict=True):
+            spec = next(specs)
+            read(spec, arrays[place])
+            if name == "square_avg":
+                refuse_negative(spec.name, leaf.path, arrays[place])
+    seen = bytearray(len(places))
+    for place, flag in zip(places, content.seen, strict=True):
+        seen[place] = flag
+    made._claim.set_counts(content.step, content.skipped, content.accumulated, bytes(seen))
+    return made
+
+
+def _lr_of(saved: Any, given: Any, schedule: Any, where: str) -> Any:
+    """The learning rate of the options or an override: given, saved, or the schedule in place of the saved one."""
+    if given is not None:
+        return given
+    if not isinstance(saved, SavedSchedule):
+        return saved
+    if schedule is None:
+        again = "overrides" if where else "lr"
+        raise ValueError(
+            f"the learning rate{where} was a schedule, {saved.name}, which is not saved: give it again, as "
+            f"{again}=... to load, from_state_dict or load_state_dict"
+        )
+    return schedule
+
+
+def _check_numbers(state: State) -> None:
+    """Refuse what the next step would, without a call of a schedule."""
+    for leaf in state._groups:
+        group = group_of(leaf.options, 0.0 if callable(leaf.options.lr) else leaf.options.lr, 1.0)
+        for dtype in state._dtypes:
+            check_dtype(group, leaf.options, dtype)
+    for dtype in state._dtypes:
+        check_initial(state._options, dtype)
+
+
+def of_values(
+    params: Any,
+    values: Mapping[str, list[Any]],
+    counts: Mapping[str, int],
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> State:
+    """The state of another implementation, for its adapter.
+
+    Parameters
+    ----------
+    params : array or nested container
+        As for `init`.
+    values : mapping of str to list
+        For each buffer of these options an array for each leaf, of its shape and dtype.
+    counts : mapping of str to int
+        `step` and, while accumulating, `accumulated`: every leaf has had a gradient then.
+    overrides, **options
+        As for `init`.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `init` and `from_state_dict`.
+    """
+    state = init(params, overrides=overrides, **options)
+    saved = state.state_dict()
+    for name in state.options.buffers:
+        for i, array in enumerate(values[name]):
+            saved["arrays"][f"{name}/{i}"] = np.asarray(array)
+    saved["seen"] = [int(counts.get("accumulated", 0) > 0)] * len(saved["seen"])
+    state.load_state_dict({**saved, **counts})
     return state

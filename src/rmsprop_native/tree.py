@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ReadOnlyDict", "Record", "Tree", "flatten"]
+__all__ = ["ReadOnlyDict", "Record", "Tree", "flatten", "is_namedtuple", "join"]
 
 LEAF, EMPTY, DICT, SEQUENCE, FIELDS = range(5)
 
@@ -90,7 +90,7 @@ class Tree:
         if self.kind == LEAF:
             yield prefix
         container: Any = self.container
-        names = container._fields if _is_namedtuple(container) else self.keys
+        names = container._fields if is_namedtuple(container) else self.keys
         for name, child in zip(names, self.children, strict=True):
             if child.kind == LEAF:
                 yield join(prefix, name)
@@ -103,7 +103,8 @@ class Tree:
         Parameters
         ----------
         tree : array or nested container
-            Dicts are matched by key, lists and tuples by position, dataclasses by their type.
+            Dicts are matched by key, lists and tuples by position, dataclasses by their type, or where the structure
+            was loaded by their fields.
         what : str
             What to call a leaf in messages.
         prefix : str
@@ -146,7 +147,7 @@ class Tree:
         if what == "parameter":
             others, hint = "those that init() got", ""
         alike: Any = {DICT: dict, SEQUENCE: (list, tuple), FIELDS: (self.container, Record)}[self.kind]
-        if not isinstance(tree, alike):
+        if not isinstance(tree, alike) and not self._has_fields(tree):
             raise ValueError(f"{where} are a {type(tree).__name__}, {others} a {self.container.__name__}")
         if self.kind == DICT and tree.keys() != set(self.keys):
             missing = [key for key in self.keys if key not in tree]
@@ -154,6 +155,13 @@ class Tree:
             raise ValueError(f"{where} do not have the keys of {others}: missing {missing}, not known {extra}{hint}")
         if self.kind == SEQUENCE and len(tree) != len(self.keys):
             raise ValueError(f"{where} are {len(tree)}, {others} {len(self.keys)}{hint}")
+
+    def _has_fields(self, tree: Any) -> bool:
+        """Whether `tree` is a dataclass with the fields of a Record, which stands for a class that is not known."""
+        known = self.kind != FIELDS or not issubclass(self.container, Record)  # type: ignore[arg-type]
+        if known or isinstance(tree, type) or not hasattr(type(tree), "__dataclass_fields__"):
+            return False
+        return tuple(field.name for field in dataclasses.fields(tree)) == self.keys
 
     def unflatten(self, leaves: Iterator[Any], *, read_only: bool = False) -> Any:
         """The tree of this structure over `leaves`.
@@ -186,7 +194,7 @@ class Tree:
             for key, value in fields.items():
                 object.__setattr__(new, key, value)
             return new
-        if _is_namedtuple(self.container):
+        if is_namedtuple(self.container):
             return tuple.__new__(self.container, values)  # a subclass may have a __new__ of other arguments
         return values if issubclass(self.container, list) and not read_only else tuple(values)
 
@@ -240,7 +248,8 @@ def _structure(tree: Any, leaves: list[Any]) -> Tree:
     return Tree(kind, type(tree), keys, tuple([_structure(value, leaves) for value in values]))
 
 
-def _is_namedtuple(container: Any) -> bool:
+def is_namedtuple(container: Any) -> bool:
+    """Whether a type of containers has names for its items."""
     return container is not None and issubclass(container, tuple) and hasattr(container, "_fields")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import same_bits
+from conftest import run_python, same_bits
 
 import rmsprop_native as rms
 
@@ -95,3 +95,51 @@ def test_array_that_becomes_a_tensor():
     tensor = torch.from_numpy(array)
     rms.update_(tensor, torch.ones(4), state)
     assert tensor._version == 1
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_checkpoints(tmp_path, dtype, suffix):
+    """Tensors by default and like parameters that are, arrays like arrays; and the bits of a state never saved."""
+    torch.manual_seed(1)
+    shapes = [(5, 3), (), (0, 2), (2, 3, 4, 5)]
+    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    params[3].data = params[3].data.to(memory_format=torch.channels_last)
+    state = rms.init(params, momentum=0.9, accumulate=2)
+    grads = [torch.randn_like(p) for p in params]
+    rms.update_(params, grads, state)
+    path = tmp_path / f"a.{suffix}"
+    rms.save(path, state)
+    arrays = [p.detach().numpy().copy(order="K") for p in params]
+    for like, kind in ((None, torch.Tensor), (params, torch.Tensor), (arrays, np.ndarray)):
+        again = rms.load(path, like=like)
+        assert all(type(buffer) is kind for name in ("square_avg", "grad_sum") for buffer in getattr(again, name))
+        buffer, param = again.square_avg[3], arrays[3] if like is arrays else params[3]
+        assert (buffer.strides == param.strides) if like is arrays else (buffer.stride() == param.stride())
+        one, other = [p.detach().clone() for p in params], [p.detach().clone() for p in params]
+        twin = state.copy()
+        for _ in range(2):
+            rms.update_(one, grads, twin)
+            rms.update_(other, grads, again)
+        assert all(same_bits(a.numpy(), b.numpy()) for a, b in zip(one, other, strict=True))
+        for a, b in zip(twin.momentum_buffer, again.momentum_buffer, strict=True):
+            assert same_bits(np.asarray(a), np.asarray(b))
+
+
+def test_a_checkpoint_of_tensors_where_there_is_no_torch(tmp_path):
+    params = [torch.ones(3)]
+    state = rms.init(params, lr=0.5)
+    rms.update_(params, [torch.ones(3)], state)
+    rms.save(tmp_path / "a.npz", state)
+    code = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+import rmsprop_native as rms
+state = rms.load(sys.argv[1])
+rms.update_([np.ones(3, np.float32)], [np.ones(3, np.float32)], state)
+print(state.step, type(state.square_avg[0]).__name__)
+rms.save(sys.argv[1], state)
+"""
+    assert run_python(code, tmp_path / "a.npz") == "2 ndarray"
+    assert type(rms.load(tmp_path / "a.npz").square_avg[0]) is torch.Tensor

@@ -1,0 +1,156 @@
+"""Files that are replaced as a whole: whoever reads one finds the old content or the new."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+from typing import TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed: no lock is needed
+    fcntl = None  # type: ignore[assignment]
+_HAS_LOCKS: bool = fcntl is not None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+__all__ = ["BUFFER", "replacing"]
+
+BUFFER = 1 << 16  # bytes that are gathered; what is larger is read and written at once, without a copy
+_NAME = ".rmsprop_native-{}.tmp"
+_STRAY = re.compile(re.escape(_NAME).replace(r"\{\}", "[0-9a-f]{16}"))
+
+
+@contextlib.contextmanager
+def replacing(path: Any) -> Iterator[BinaryIO]:
+    """A file to write, which becomes the file at `path` where the body ends without an error.
+
+    It is a temporary file in the same folder until then; it is written to disk before it gets its name, and the folder
+    after. A file that a killed process left there is removed by the next call for a path in that folder: each process
+    holds a lock on its own.
+
+    Parameters
+    ----------
+    path : str, bytes or path-like
+        Where it is a symbolic link, the file that it points to is replaced. A new file has the permissions of any new
+        file, another one keeps its own.
+
+    Yields
+    ------
+    file object
+        Binary; it can seek and be read.
+
+    Raises
+    ------
+    OSError
+        If anything fails on the way; what was at `path` is still there then.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from rmsprop_native.atomic_file import replacing
+    >>> path = os.path.join(tempfile.mkdtemp(), "a.bin")
+    >>> with replacing(path) as file:
+    ...     _ = file.write(b"abc")
+    >>> os.listdir(os.path.dirname(path))
+    ['a.bin']
+    """
+    target = os.path.realpath(os.fsdecode(path))
+    folder = os.path.dirname(target)
+    try:
+        mode = _mode_of(target)
+        _sweep(folder)
+        fd, temporary = _make(folder, 0o666 if mode is None else mode)
+        file = open(fd, "w+b", buffering=BUFFER)  # noqa: SIM115 - closed below, where that may fail
+        try:
+            if mode is not None and hasattr(os, "fchmod"):
+                os.fchmod(fd, mode)
+            yield file
+            file.flush()
+            os.fsync(fd)
+            if not _HAS_LOCKS:
+                file.close()
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            with contextlib.suppress(OSError):
+                file.close()  # writes what is left, where there may be no room
+            raise
+        file.close()
+        _sync_folder(folder)
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and os.path.dirname(error.filename) != folder):
+            raise
+        raise OSError(
+            error.errno, error.strerror, os.fsdecode(path)
+        ) from error  # of the file, not of the temporary one
+
+
+def _mode_of(target: str) -> int | None:
+    """The permissions of a file that may be replaced; None where there is none."""
+    try:
+        found = os.stat(target)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(21, "Is a directory", target)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(22, "Not a regular file", target)
+    if not os.access(target, os.W_OK):
+        raise PermissionError(13, "Permission denied", target)
+    return stat.S_IMODE(found.st_mode) & 0o777
+
+
+def _make(folder: str, mode: int) -> tuple[int, str]:
+    """A new temporary file that is locked."""
+    while True:
+        temporary = os.path.join(folder, _NAME.format(secrets.token_hex(8)))
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+        if not _HAS_LOCKS:
+            return fd, temporary
+        with contextlib.suppress(OSError):  # a file system without locks: no call can remove strays there
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            if os.stat(temporary).st_ino == os.fstat(fd).st_ino:
+                return fd, temporary
+        except FileNotFoundError:
+            pass  # another process took it for a stray before it was locked
+        os.close(fd)
+
+
+def _sweep(folder: str) -> None:
+    """Remove the temporary files of processes that have ended."""
+    with contextlib.suppress(OSError):  # of another user, in a folder that cannot be listed, or removed meanwhile
+        strays = [name for name in os.listdir(folder) if _STRAY.fullmatch(name)]
+        for name in strays:
+            _remove_stray(os.path.join(folder, name))
+
+
+def _remove_stray(stray: str) -> None:
+    with contextlib.suppress(OSError):
+        if not _HAS_LOCKS:
+            os.unlink(stray)
+            return
+        fd = os.open(stray, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(stray)
+        finally:
+            os.close(fd)
+
+
+def _sync_folder(folder: str) -> None:
+    """Write a folder to disk, so that a new name in it outlives a loss of power."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,311 @@
+"""Checkpoints: a state in a file, whole or not at all, and back to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+
+from rmsprop_native.atomic_file import BUFFER, replacing
+from rmsprop_native.content import check_content, in_order
+from rmsprop_native.fileformats import MAX_HEADER, Npz, Safetensors, crc_text, dumps, loads
+from rmsprop_native.state import Given, State, like_of, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from rmsprop_native.content import ArraySpec
+    from rmsprop_native.fileformats import Place
+    from rmsprop_native.options import Schedule
+
+    Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Advance: TypeAlias = Callable[[int], Any]
+
+__all__ = ["load", "save"]
+
+_CHUNK = 1 << 20  # bytes that are read or written at a time: they stay in a cache from one use to the next
+
+
+def save(path: Path, state: State, *, progress: bool = False) -> None:
+    """Write a state to a file, from which `load` makes it again.
+
+    The file is written under another name in the same folder, to disk, and gets its name then: whatever happens, at
+    `path` is the old file or the new one. The state is inside a step while its arrays are read.
+
+    Parameters
+    ----------
+    path : str, bytes or path-like
+        A name that ends in ``.safetensors`` gives a file of that format, any other one an .npz file, which `numpy.load`
+        can read too. docs/checkpoints.md describes both.
+    state : State
+        A learning rate that is a function is not saved; it must be given again to `load`.
+    progress : bool, default False
+        Show a progress bar, by tqdm if it is installed.
+
+    Raises
+    ------
+    TypeError
+        If `state` is no State.
+    ValueError
+        If a key of a dict among the parameters is no str, int, bool, None, finite float or tuple of them, a mean square
+        is negative, or there are so many leaves that the header is too large (64 MiB, some 400,000 leaves).
+    RuntimeError
+        If the state is inside a step.
+    OSError
+        If the file cannot be written: what was there before is still there.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import rmsprop_native as rms
+    >>> path = os.path.join(tempfile.mkdtemp(), "state.npz")
+    >>> params = {"w": np.ones(2)}
+    >>> state = rms.init(params, lr=0.1, momentum=0.9)
+    >>> rms.save(path, state)
+    >>> rms.load(path)
+    State(step=0, leaves=1, options=Options(lr=0.1, rho=0.9, momentum=0.9))
+    >>> sorted(np.load(path))
+    ['header', 'momentum_buffer/0', 'square_avg/0']
+    """
+    if not isinstance(state, State):
+        raise TypeError(f"state must be a State, got {type(state).__name__}; a RMSProp has one, as .state")
+    with replacing(path) as file, state._claim:
+        described, named = state._described(plain=True)
+        arrays = dict(named)
+        specs = list(check_content(described).arrays())
+        # The checksums are not known yet, but their length is.
+        layout = _layout(path)(specs, _text(described, dict.fromkeys(arrays, 0)))
+        with _bar("saving", sum(spec.nbytes for spec in specs), progress) as advance:
+            _write(file, layout, described, arrays, advance)
+
+
+def load(
+    path: Path,
+    *,
+    lr: float | Schedule | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    like: Any = None,
+    progress: bool = False,
+) -> State:
+    """The state that `save` wrote: the next step gives the bits that it would have given.
+
+    Everything in the file is checked, and nothing in it is executed.
+
+    Parameters
+    ----------
+    path : str, bytes or path-like
+        Its ending decides how it is read, as for `save`.
+    lr, overrides, like
+        As for `from_state_dict`: what is given in place of what was saved, as it must be where that was a schedule; and
+        the parameters, for tensors and classes of containers.
+    progress : bool, default False
+        Show a progress bar, by tqdm if it is installed.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, changed, of another version, or not of `save`; if the leaves are not those of `like`;
+        or if a schedule must be given. The message names the file, and the place.
+    TypeError
+        If `lr`, `overrides` or `like` are of the wrong kind.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import rmsprop_native as rms
+    >>> path = os.path.join(tempfile.mkdtemp(), "state.npz")
+    >>> rms.save(path, rms.init(np.ones(2), lr=lambda step: 1 / (1 + step)))
+    >>> rms.load(path, lr=0.5)
+    State(step=0, leaves=1, options=Options(lr=0.5, rho=0.9))
+    """
+    given, params = Given(lr, overrides), None if like is None else like_of(like)
+    with _opened(path) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            text = _layout(path).read_text(file, size)
+            header = loads(text)
+            content = check_content(header, extra=("arrays",))
+            specs = list(content.arrays())
+            crcs = _crcs(header["arrays"], specs)
+            layout = _layout(path)(specs, text)
+            if size != layout.size:
+                raise ValueError(f"it has {size} bytes, and must have {layout.size}: it is not whole, or was changed")
+            _compare(file, 0, layout.start(text), "the begin of the file")
+            after = layout.after(text, crcs)
+            _compare(file, size - len(after), after, "the directory")
+            with _bar("loading", sum(spec.nbytes for spec in specs), progress) as advance:
+                return state_of(State, content, _reader(file, layout, crcs, advance), given, params)
+        except ValueError as error:
+            raise ValueError(f"{os.fsdecode(path)}: {error}") from error
+
+
+def _layout(path: Path) -> type[Npz | Safetensors]:
+    return Safetensors if os.fsdecode(path).endswith(".safetensors") else Npz
+
+
+def _text(described: Mapping[str, Any], crcs: Mapping[str, int]) -> bytes:
+    text = dumps({**described, "arrays": [[name, crc_text(crc)] for name, crc in crcs.items()]})
+    if len(text) > MAX_HEADER - 256:
+        raise ValueError(f"the header of so many leaves needs {len(text)} bytes, and {MAX_HEADER} can be saved")
+    return text
+
+
+def _write(
+    file: BinaryIO,
+    layout: Npz | Safetensors,
+    described: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    advance: Advance,
+) -> None:
+    crcs = dict.fromkeys(arrays, 0)
+    file.write(layout.start(_text(described, crcs)))
+    late = []
+    for name, place in layout.places.items():
+        chunks = _chunks(arrays[name], place)
+        crcs[name] = place.first_crc
+        if arrays[name].nbytes <= _CHUNK:
+            data = b"".join(chunks)
+            crcs[name] = zlib.crc32(data, crcs[name])
+            file.write(layout.before(name, crcs[name]))
+            file.write(data)
+            advance(len(data))
+            continue
+        file.write(layout.before(name, 0))
+        for chunk in chunks:
+            crcs[name] = zlib.crc32(chunk, crcs[name])
+            file.write(chunk)
+            advance(len(chunk))
+        late.append(name)
+    text = _text(described, crcs)
+    file.write(layout.after(text, crcs))
+    for name in late:  # the checksums of large arrays, and that of the header, are known only now
+        file.seek(layout.places[name].start)
+        file.write(layout.before(name, crcs[name]))
+    file.seek(0)
+    file.write(layout.start(text))
+
+
+def _chunks(array: NDArray[Any], place: Place) -> Iterator[memoryview]:
+    """The bytes of an array as they are stored, copied: another thread may write to a buffer, and its checksum must be
+    that of what is in the file.
+    """
+    elements = in_order(array, place.axes)
+    step = _CHUNK // place.dtype.itemsize
+    for start in range(0, len(elements), step):
+        yield np.array(elements[start : start + step], place.dtype).view(np.uint8).data
+
+
+# ---- reading ----
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # no wait for a pipe
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{os.fsdecode(path)}: it is no regular file")
+    with open(fd, "rb", buffering=BUFFER) as file:
+        yield file
+
+
+def _crcs(saved: object, specs: list[ArraySpec]) -> dict[str, int]:
+    """The checksums in the header, of all arrays in their order."""
+    names = [spec.name for spec in specs]
+    if not isinstance(saved, list) or [entry[0] if isinstance(entry, list) else None for entry in saved] != names:
+        raise ValueError("the header has not the arrays of its state")
+    crcs = {}
+    for entry in saved:
+        if len(entry) != 2 or type(entry[1]) is not str or not re.fullmatch("[0-9a-f]{8}", entry[1]):
+            raise ValueError(f"the header has no checksum of {entry[0]}")
+        crcs[entry[0]] = int(entry[1], 16)
+    return crcs
+
+
+def _compare(file: BinaryIO, start: int, expected: bytes, what: str) -> None:
+    file.seek(start)
+    if file.read(len(expected)) != expected:
+        raise ValueError(f"{what} is not what save writes for this header")
+
+
+def _reader(
+    file: BinaryIO, layout: Npz | Safetensors, crcs: Mapping[str, int], advance: Advance
+) -> Callable[[ArraySpec, NDArray[Any]], None]:
+    """What reads an array of the file into an array of its shape."""
+
+    def read(spec: ArraySpec, out: NDArray[Any]) -> None:
+        place = layout.places[spec.name]
+        _compare(file, place.start, layout.before(spec.name, crcs[spec.name]), f"what stands before {spec.name}")
+        in_file_order = out.transpose(place.axes)
+        whole = in_file_order if in_file_order.flags.c_contiguous else np.empty(in_file_order.shape, out.dtype)
+        elements = whole.reshape(-1)
+        crc = place.first_crc
+        step = _CHUNK // place.dtype.itemsize
+        for start in range(0, len(elements), step):
+            part = elements[start : start + step]
+            chunk = part.view(np.uint8).data
+            filled = 0
+            while filled < len(chunk):
+                count = file.readinto(chunk[filled:])  # type: ignore[attr-defined] # BinaryIO does not know it
+                if not count:
+                    raise ValueError(f"the file ends within {spec.name}")
+                filled += count
+            crc = zlib.crc32(chunk, crc)
+            if not place.dtype.isnative:
+                part.byteswap(inplace=True)
+            advance(len(chunk))
+        if crc != crcs[spec.name]:
+            raise ValueError(
+                f"{spec.name} is not what it was: its checksum is {crc_text(crc)}, in the header "
+                f"{crc_text(crcs[spec.name])}"
+            )
+        if whole is not in_file_order:
+            in_file_order[...] = whole
+
+    return read
+
+
+# ---- progress ----
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int, wanted: bool) -> Iterator[Advance]:
+    """A function to call with the bytes that are done."""
+    if not wanted:
+        yield lambda count: None
+        return
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield _plain_bar(title, total)
+        print(file=sys.stderr)
+        return
+    with tqdm(desc=title, total=total, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        yield bar.update
+
+
+def _plain_bar(title: str, total: int) -> Advance:
+    done, shown = 0, -1
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        if shown != (shown := 100 * done // max(total, 1)):
+            print(f"\r{title}: {shown} %", end="", file=sys.stderr, flush=True)
+
+    return advance
