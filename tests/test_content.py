@@ -93,7 +93,7 @@ def test_a_loaded_dataclass_must_have_the_fields_that_were_saved():
     state = rms.from_state_dict(rms.init(Net(array(), array())).state_dict())
     rms.update_(Alike(array(), array()), Net(array(), array()), state)
     for wrong in (Other(array()), Net, {"w": array(), "rest": array()}):
-        with pytest.raises(ValueError, match=r"^parameters are a \w+, the parameters a Net$"):
+        with pytest.raises(ValueError, match=r"^parameters are a \w+, those that init\(\) got a Net$"):
             rms.update_(wrong, Net(array(), array()), state)
 
 

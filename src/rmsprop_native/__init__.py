@@ -17,7 +17,8 @@ Functions
     init(params, ...)               the state of an optimizer; help(rms.Options) has all hyper-parameters
     update_(params, grads, state)   a step in place; the underscore says so
     update(params, grads, state)    a step that changes nothing: returns new parameters and a new state
-    save(path, state), load(path)   a checkpoint: a file that is whole and checked
+    save(path, state), load(path)   a checkpoint: a file that is whole and checked; from_state_dict(d) for formats
+                                    of your own
     rmsprop(p, g, v, ...)           a step as a NumPy ufunc, for buffers of your own; also rmsprop_momentum,
                                     rmsprop_centered, rmsprop_centered_momentum
     show_config()                   what runs here, and why; bench() measures it

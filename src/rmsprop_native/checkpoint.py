@@ -73,7 +73,8 @@ def save(path: Path, state: State, *, progress: bool = False) -> None:
     >>> rms.save(path, state)
     >>> rms.load(path)
     State(step=0, leaves=1, options=Options(lr=0.1, rho=0.9, momentum=0.9))
-    >>> sorted(np.load(path))
+    >>> with np.load(path) as arrays:
+    ...     sorted(arrays)
     ['header', 'momentum_buffer/0', 'square_avg/0']
     """
     if not isinstance(state, State):
