@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import run_python, same_bits
+from conftest import memory_failures, run_python, same_bits
 from hostile import Pair
 
 import rmsprop_native as rms
@@ -447,6 +447,31 @@ print(rms.load(sys.argv[1] + ".npz").step)
 """
     assert run_python(code, path, OPENBLAS_NUM_THREADS="1") == "refused\n0"
     assert path.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that Python could not finish
+def test_memory_that_runs_out_within_save_and_load(tmp_path):
+    """One allocation fails, at every seventh place: the file is the old one or the new, and no other one is left."""
+    testcapi = memory_failures()
+    path = str(tmp_path / "a.npz")  # without memory Python says of a Path that it is none
+    state = small_state()
+    rms.save(path, state)
+    expected = all_of(state)
+    failures = unnoticed = allocation = 0
+    while unnoticed < 10:
+        allocation += 7
+        testcapi.set_nomemory(allocation, allocation + 1)
+        try:
+            rms.save(path, state)
+            rms.load(path)
+            unnoticed += 1
+        except (MemoryError, SystemError, RuntimeError):  # "can't allocate read lock", of a file object
+            failures, unnoticed = failures + 1, 0
+        finally:
+            testcapi.remove_mem_hooks()
+        assert os.listdir(tmp_path) == ["a.npz"]
+        assert all_of(rms.load(path)) == all_of(state) == expected
+    assert failures > 100
 
 
 def test_a_file_that_is_cut_while_it_is_loaded(tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ CASES = {
     "copy": ({"momentum": 0.9}, make_dense, lambda params, grads, state: (params, copy.copy(state))),
     "deepcopy": ({}, make_dense, lambda params, grads, state: (params, copy.deepcopy(state))),
     "pickle": ({"accumulate": 3}, make_dense, lambda params, grads, state: (params, pickle.loads(pickle.dumps(state)))),
+    "state_dict": ({}, make_dense, lambda params, grads, state: (params, rms.from_state_dict(state.state_dict()))),
     "init": ({}, make_dense, lambda params, grads, state: (params, rms.init(params, momentum=0.9, ema=0.5))),
     "replace": ({}, make_dense, replace),
     "step": ({}, make_dense, set_step),

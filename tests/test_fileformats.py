@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import zipfile
@@ -13,7 +14,7 @@ import safetensors.numpy
 from conftest import run_python, same_bits
 
 import rmsprop_native as rms
-from rmsprop_native import fileformats
+from rmsprop_native import content, fileformats
 from rmsprop_native.content import ArraySpec
 from rmsprop_native.fileformats import Npz, Safetensors, dumps, loads
 
@@ -161,9 +162,67 @@ def test_no_package_is_needed_for_safetensors(tmp_path, state):
 import sys
 sys.modules["safetensors"] = None
 import rmsprop_native as rms
-from rmsprop_native import fileformats
+from rmsprop_native import content, fileformats
 rms.save(sys.argv[1], rms.load(sys.argv[1]))
 """
     before = path.read_bytes()
     run_python(code, path)
     assert path.read_bytes() == before
+
+
+# ---- what earlier versions wrote ----
+
+
+def state_of_version_1():
+    params = {"w": np.zeros((2, 3), np.float32, order="F"), "b": [np.zeros(1, complex), None]}
+    rates = {"w": {"lr": np.array([0.5, 0.25, 1.0])}}
+    state = rms.init(params, lr=0.1, rho=0.75, momentum=0.5, accumulate=2, overrides=rates)
+    grads = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": [np.array([1 - 2j]), None]}
+    for _ in range(3):
+        rms.update_(params, grads, state)
+    return state
+
+
+# Of `state_of_version_1`, compressed, in base 85.
+VERSION_1 = {
+    "npz": (
+        "c-qZY&5ImG6t9h&akCKFgMkD*OzJW&^sfD}vpX}G?1B(6!LW)RbXl6}?&_IN`pfF-$*$u-{129R$-#rclP3}JCg?GE5HaUK{)B*d"
+        "@uIJ)yLYC0dN$E`*n**|-p8-r@4c!wy?f)O#Wj?T%jk!5kH7yrAIs=fG@!(xY(0z*7tjjoE@pPc{Kd@=-`)La0S(cp<<P`ttzNVB"
+        "S*o>^X3LEjXCyQu1^^(xM*M_=JQ<Lf!v6Jc+fY`O=D7Kv$MOinDFNZQhgp!sEQ-yLaBoPP2`8Ll1rI4pyePyyO~FyjVVU6G2>T58"
+        ")OC=tK_pgNZ3WX9R2p4VJ92G$Vd6Q|Og>?N@5<<L5Ct^kX&`*SC8P<bEE*o`eFkpk#3~otu%(PT#{$bEiD^fSQJc%~a=90J+#^05"
+        "ni57$GVF_!R0ZFmUVp$%huY*Y7r{D8W1l)^Sy_Zi4!pqolum;1z1SQQKLt^k`hG46A%i7B-;XQ^VOmaXI}K7_q_n3)b^=mpq7V#2"
+        "SHulEEJ{H7!fp&YNIruULR$Cs@ExpVc^_fIm<SYhZ>Ufsc_YBa*dLGg_hHXjYV(v)>F0Ph$BOjF76$zu_9=0(TzCoS^pXt1p~6f^"
+        "hVtwYjtL*Yc>==WhvG2o`VrxVK6SjV7~n+?q>rYku;DaJB9>=xtQ-Sb>*^Gg9R*N^15NKtp=lGWStLo4#`0Dsx4k$PS3{l7vy<s4"
+        "4P`JAO=K<0Wu7>7bCYP@%`M4$a%H5ht#8n_)h1P)2D&Xv?^;?{mAc}xnpWz%Gy^u=Zil#9yVgJ;=v`uL5W|rMeMTHJNdxKX7*y45"
+        "o0c`gM|Ess*;{bx{&=_4bo!TWHHxOQ1WiZKD_YL|+^U#sTh5zq=eb(Wi#8l+Iaw4>wzK)Se15uJX7usi&G!pNE5K;FIRBE_Mjf*c"
+        "SXv^cD^24CspZU8b`ZLI6@Fp{b`N*T%#OZW9nE2;70ixu>!TBy+1loF6-`tAA7=Avb>Z9l+XbTwz-Z<{obH05o$9Yl@5=SBS5KmM"
+        "YO8jy^VXjb^Y%MmKKKjfpUSj;Rh~R5XuSfoCQaycmun|~S9kMreN`z}{Npd@Yk8gW*Yz}iUFhfC8w+RF(7aE|*U)4L$@B;2#hDMx"
+        "VpK89{}@%w$^Xa2nOl%9)+3fXb`^29f6pSneYPIC+%Zo;)(Yfmg)cYik;|Q{iae)}%?AF*9QbnQcozKJ=zo8?9=`m7tMJwLJR9~m"
+        "OZB+r7c>`lZoHqLD{vbPC6`U`5n8Iu56@)td&|dulJTYU*?vLF&Nhk&ih<BS2_$_9"
+    ),
+    "safetensors": (
+        "c-oa!!H&}~5Zx1JK4Fz}Se!IXnjY9nNJxCcwlYpKX)TgC*iKnkRpJ{sbAT^_BS$`gPvF9Z%QCi;ZJXUaG?Hb{yqTAoH*Wgo$(em_"
+        "JW6ZOtYDf^>dkLFS*uoxmNrcDEqHV9X6cne)=V$G`EmrGE6p@4J%8zKK`Jg93<}T^twuwkh3S>Vom?2d+z5M4rf5KG0s?qOX3nC#"
+        "QM>@E-bwSel2r;2sYMNq?rNK95*tt&q}U$BR1%ZvLF54B=l}`Dfh*%o(OgIgxppNF2yeLNtil31CV{f;+P;$@^d9(nqiF#-`*7z("
+        "OLT1o1s%b6rL${Z^N(;?P{muiWmRXKO;=TeuR)bZu5~3cEaw<udEV7sWrd%IM!A~pQPE&{Q<_e|PRxvpt!?zq;5aCWA{*(iuCOnh"
+        "-Y_HFnUuBx<9SZ(WYvbXhU#jv+U-^=<I%Fqbtj?cD0q(Z@_RNEc<Esrnia4T&-Tcbi3!JkEEa6I^=@5VSV+tC#@68|3;m&W{gjnp"
+        "dJ-O&7Wxyzz^+|>;1gqNXq1qH_B;QOHoG7r;#|}?%IhGU9dieV%n$K8NucfTzIw~s)?PSrG_7L50UB4NV>XHp)3_5oNT=b1#A&b6"
+        "{z49TK8q6u<USr)97s7MNjj)J{4i+Nl_d->$tGD6Ml5(F$T4MM5|+6U+y<>BE2!$~o+1q(NlB25QJ0&>K}J|&s#xtj-^(Qu;Ws6V"
+        "gOrgd#T#i`HXj~42*h5+5k^||?Va;I`*9LwsX!|;0zZsan0VOp;{<`Za$|}x@*`q6?zMa(QAGS{Y>4)apU5zc{UjW<bF2p{w&$=H"
+        "eaw-Bei}d2&Z$Ic><1w^>gQAn%=d!`2edoK$NkIvzI6Mqe*bgN{ycm6_xASo^7WT*|8W0)9C!A^ZJ%D?Lf_K`?zny~dVKM~I&-n+"
+        "yy)Y<F8%`>dn)h"
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", VERSION_1)
+def test_files_of_version_1_are_read(tmp_path, suffix):
+    """And written, byte for byte, as long as that is the version. A change of the format needs another one."""
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(zlib.decompress(base64.b85decode(VERSION_1[suffix])))
+    loaded, now = rms.load(path).state_dict(), state_of_version_1().state_dict()
+    arrays, arrays_now = loaded.pop("arrays"), now.pop("arrays")
+    assert loaded == now
+    assert all(same_bits(array, arrays_now[name]) for name, array in arrays.items())
+    rms.save(tmp_path / f"b.{suffix}", state_of_version_1())
+    assert content.VERSION != 1 or (tmp_path / f"b.{suffix}").read_bytes() == path.read_bytes()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["BUFFER", "replacing"]
 
 BUFFER = 1 << 16  # bytes that are gathered; what is larger is read and written at once, without a copy
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 _NAME = ".rmsprop_native-{}.tmp"
 _STRAY = re.compile(re.escape(_NAME).replace(r"\{\}", "[0-9a-f]{16}"))
 
@@ -62,27 +63,38 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
     """
     target = os.path.realpath(os.fsdecode(path))
     folder = os.path.dirname(target)
+    temporary, fd, file = "", -1, None
     try:
         mode = _mode_of(target)
         _sweep(folder)
-        fd, temporary = _make(folder, 0o666 if mode is None else mode)
-        file = open(fd, "w+b", buffering=BUFFER)  # noqa: SIM115 - closed below, where that may fail
         try:
+            while fd < 0:
+                temporary = os.path.join(folder, _NAME.format(secrets.token_hex(8)))
+                fd = os.open(temporary, _NEW, 0o666 if mode is None else mode)
+                if not _lock(fd, temporary):  # another process has taken it for a stray
+                    fd, taken = -1, fd
+                    os.close(taken)
             if mode is not None and hasattr(os, "fchmod"):
                 os.fchmod(fd, mode)
+            file = open(fd, "w+b", buffering=BUFFER, closefd=False)  # noqa: SIM115 - closed below, before its descriptor
             yield file
             file.flush()
             os.fsync(fd)
             if not _HAS_LOCKS:
                 file.close()
+                fd, done = -1, fd
+                os.close(done)
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            with contextlib.suppress(OSError):
-                file.close()  # writes what is left, where there may be no room
             raise
-        file.close()
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):  # it writes what is left after an error, where there may be no room
+                    file.close()
+            if fd >= 0:
+                os.close(fd)
         _sync_folder(folder)
     except OSError as error:
         if error.errno is None or (error.filename is not None and os.path.dirname(error.filename) != folder):
@@ -107,21 +119,18 @@ def _mode_of(target: str) -> int | None:
     return stat.S_IMODE(found.st_mode) & 0o777
 
 
-def _make(folder: str, mode: int) -> tuple[int, str]:
-    """A new temporary file that is locked."""
-    while True:
-        temporary = os.path.join(folder, _NAME.format(secrets.token_hex(8)))
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-        if not _HAS_LOCKS:
-            return fd, temporary
-        with contextlib.suppress(OSError):  # a file system without locks: no call can remove strays there
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            if os.stat(temporary).st_ino == os.fstat(fd).st_ino:
-                return fd, temporary
-        except FileNotFoundError:
-            pass  # another process took it for a stray before it was locked
-        os.close(fd)
+def _lock(fd: int, temporary: str) -> bool:
+    """Lock a new temporary file; False if it was removed before."""
+    if not _HAS_LOCKS:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        return True  # a file system without locks, where strays are not removed either
+    try:
+        return os.stat(temporary).st_ino == os.fstat(fd).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _sweep(folder: str) -> None:

@@ -217,11 +217,12 @@ def _chunks(array: NDArray[Any], place: Place) -> Iterator[memoryview]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))  # no wait for a pipe
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ValueError(f"{os.fsdecode(path)}: it is no regular file")
-    with open(fd, "rb", buffering=BUFFER) as file:
+    def without_waiting(path: Path, flags: int) -> int:  # for a pipe
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", buffering=BUFFER, opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{os.fsdecode(path)}: it is no regular file")
         yield file
 
 

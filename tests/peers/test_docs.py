@@ -47,6 +47,7 @@ def test_examples_of_the_docs_run(page):
     assert doctest.testfile(str(page), module_relative=False).failed == 0
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with torch
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(interop.__path__)])
 def test_docstring_examples_run(name):
     result = doctest.testmod(importlib.import_module(f"rmsprop_native.interop.{name}"))

@@ -52,12 +52,14 @@ def from_optimizer(optimizer: Any, *, like: Any = None) -> State:
 
     Examples
     --------
-    Needs Keras::
-
-        from rmsprop_native.interop.keras import from_optimizer
-
-        state = from_optimizer(model.optimizer)
-        rms.save("state.npz", state)
+    >>> import keras
+    >>> import numpy as np
+    >>> from rmsprop_native.interop.keras import from_optimizer
+    >>> optimizer = keras.optimizers.RMSprop(0.5, momentum=0.75)
+    >>> optimizer.build([keras.Variable(np.ones(2, np.float32))])
+    >>> state = from_optimizer(optimizer)
+    >>> state.options.lr, state.options.momentum, state.options.eps_inside_sqrt
+    (0.5, 0.75, True)
     """
     expected = _options_of(optimizer)
     variables = optimizer._trainable_variables
@@ -105,11 +107,18 @@ def to_optimizer(state: State, optimizer: Any) -> None:
 
     Examples
     --------
-    Needs Keras::
-
-        optimizer = keras.optimizers.RMSprop(1e-3)
-        optimizer.build(model.trainable_variables)
-        to_optimizer(state, optimizer)
+    >>> import keras
+    >>> import numpy as np
+    >>> import rmsprop_native as rms
+    >>> from rmsprop_native.interop.keras import to_optimizer
+    >>> params = [np.ones(2, np.float32)]
+    >>> state = rms.init(params, preset="keras", lr=0.5)
+    >>> params = rms.update_(params, [np.ones(2, np.float32)], state)
+    >>> optimizer = keras.optimizers.RMSprop(0.25)
+    >>> optimizer.build([keras.Variable(params[0])])
+    >>> to_optimizer(state, optimizer)
+    >>> int(optimizer.iterations), float(optimizer.learning_rate)
+    (1, 0.5)
     """
     expected = _options_of(optimizer)
     saved = state.state_dict()

@@ -77,11 +77,13 @@ def from_opt_state(
 
     Examples
     --------
-    Needs optax::
-
-        optimizer = optax.rmsprop(schedule, decay=0.99, momentum=0.9)
-        ...
-        state = from_opt_state(opt_state, params, lr=schedule, rho=0.99, momentum=0.9)
+    >>> import numpy as np
+    >>> import optax
+    >>> from rmsprop_native.interop.optax import from_opt_state
+    >>> params = {"w": np.ones(2, np.float32)}
+    >>> opt_state = optax.rmsprop(0.5, decay=0.99, momentum=0.75).init(params)
+    >>> from_opt_state(opt_state, params, step=0, lr=0.5, rho=0.99, momentum=0.75).square_avg
+    {'w': array([0., 0.], dtype=float32)}
     """
     checked = make_options(preset, **options)
     parts = list(_parts(opt_state))
@@ -122,9 +124,16 @@ def to_opt_state(state: State, opt_state: Any) -> Any:
 
     Examples
     --------
-    Needs optax::
-
-        opt_state = to_opt_state(state, optimizer.init(params))
+    >>> import numpy as np
+    >>> import optax
+    >>> import rmsprop_native as rms
+    >>> from rmsprop_native.interop.optax import to_opt_state
+    >>> params = {"w": np.ones(2, np.float32)}
+    >>> state = rms.init(params, preset="optax", lr=0.5)
+    >>> params = rms.update_(params, {"w": np.ones(2, np.float32)}, state)
+    >>> opt_state = to_opt_state(state, optax.rmsprop(0.5).init(params))
+    >>> np.array(optax.tree_utils.tree_get(opt_state, "nu")["w"])
+    array([0.1, 0.1], dtype=float32)
     """
     saved = state.state_dict()
     parts = list(_parts(opt_state))
