@@ -1,4 +1,4 @@
-"""to_state and from_state: training goes on in NumPy, and again in torch, with the same numbers; what is refused."""
+"""from_state_dict and to_state_dict: training goes on in NumPy and again in torch, the same; what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from measure import LR, Problem, assert_close
 from torch import nn
 
 import rmsprop_native as rms
-from rmsprop_native.interop.torch import RMSprop, RMSpropTF, from_state, to_state
+from rmsprop_native.interop.torch import RMSprop, RMSpropTF, from_state_dict, to_state_dict
 
 OPTIONS = {
     "plain": {},
@@ -73,13 +73,13 @@ def test_training_goes_on(kind, make, options, dtype):
     for of_step in grads[:3]:
         step(optimizer, params, of_step)
     arrays = arrays_of(params)
-    state = to_state(through_file(optimizer.state_dict()), arrays)
+    state = from_state_dict(through_file(optimizer.state_dict()), arrays)
     assert state.step == 3
     for of_step in grads[3:6]:
         rms.update_(arrays, of_step, state)
     params = [nn.Parameter(torch.tensor(array)) for array in arrays]
     optimizer = make(params, lr=LR / 2)
-    optimizer.load_state_dict(through_file(from_state(state, kind)))
+    optimizer.load_state_dict(through_file(to_state_dict(state, kind)))
     for of_step in grads[6:]:
         step(optimizer, params, of_step)
     for of_step in grads:
@@ -102,9 +102,9 @@ def test_groups_become_overrides_and_groups():
     grads = problem.noise()
     step(optimizer, params, grads)
     arrays = arrays_of(params)
-    state = to_state(optimizer.state_dict(), arrays)
+    state = from_state_dict(optimizer.state_dict(), arrays)
     assert state.options == rms.Options(lr=0.5, rho=0.99)
-    saved = from_state(state)
+    saved = to_state_dict(state)
     assert [group["params"] for group in saved["param_groups"]] == [[0], [1, 2]]
     for ours, theirs in zip(saved["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
         assert {key: theirs[key] for key in ours} == ours
@@ -118,11 +118,11 @@ def test_parameters_by_name():
     optimizer = RMSprop(reversed(list(model.named_parameters())), lr=LR)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = to_state(optimizer.state_dict(), dict(model.named_parameters()))
+    state = from_state_dict(optimizer.state_dict(), dict(model.named_parameters()))
     for name, p in model.named_parameters():
         assert torch.equal(state.square_avg[name], optimizer.state[p]["square_avg"])
     with pytest.raises(ValueError, match=r"square_avg of '0' has shape \(3,\), its parameter \(3, 3\)"):
-        to_state(optimizer.state_dict(), list(model.parameters()))
+        from_state_dict(optimizer.state_dict(), list(model.parameters()))
 
 
 def test_stable_baselines3():
@@ -132,7 +132,7 @@ def test_stable_baselines3():
     for grads in (problem.noise(), problem.noise()):
         peer.step(grads)
     arrays = peer.arrays()["param"]
-    state = to_state(peer.optimizer.state_dict(), arrays, eps_inside_sqrt=True)
+    state = from_state_dict(peer.optimizer.state_dict(), arrays, eps_inside_sqrt=True)
     grads = problem.noise()
     peer.step(grads)
     rms.update_(arrays, grads, state)
@@ -145,7 +145,7 @@ def test_parameter_that_never_had_a_gradient():
     optimizer = RMSprop([p, q], preset="sb3", momentum=0.5)
     p.grad = torch.ones(2)
     optimizer.step()
-    state = to_state(optimizer.state_dict(), [p, q])
+    state = from_state_dict(optimizer.state_dict(), [p, q])
     assert torch.equal(state.square_avg[1], torch.ones(2))
     assert torch.equal(state.momentum_buffer[1], torch.zeros(2))
 
@@ -155,11 +155,11 @@ def test_memory_order_is_kept():
     optimizer = RMSprop([p])
     p.grad = torch.arange(6.0).reshape(3, 2)
     optimizer.step()
-    state = to_state(optimizer.state_dict(), [p])
+    state = from_state_dict(optimizer.state_dict(), [p])
     expected = optimizer.state[p]["square_avg"]
     assert torch.equal(state.square_avg[0], expected)
     assert state.square_avg[0].stride() == expected.stride()
-    assert from_state(state)["state"][0]["square_avg"].stride() == expected.stride()
+    assert to_state_dict(state)["state"][0]["square_avg"].stride() == expected.stride()
 
 
 def saved(change=lambda state_dict: None, **options):
@@ -198,18 +198,18 @@ BAD = {
 def test_bad_state_dict(name):
     state_dict, words = BAD[name]
     with pytest.raises((TypeError, ValueError), match=words):
-        to_state(state_dict, [np.ones(2, np.float32)])
+        from_state_dict(state_dict, [np.ones(2, np.float32)])
 
 
 def test_bad_parameters():
     with pytest.raises(ValueError, match="the state_dict has 1 parameters, params has 2"):
-        to_state(saved(), [np.ones(2, np.float32), np.ones(2, np.float32)])
+        from_state_dict(saved(), [np.ones(2, np.float32), np.ones(2, np.float32)])
     groups = [{"params": [nn.Parameter(torch.ones(2))], "centered": centered} for centered in (False, True)]
     with pytest.raises(ValueError, match=r"param_groups\[1\] has centered=True, param_groups\[0\] False"):
-        to_state(torch.optim.RMSprop(groups).state_dict(), [np.ones(2, np.float32), np.ones(2, np.float32)])
+        from_state_dict(torch.optim.RMSprop(groups).state_dict(), [np.ones(2, np.float32), np.ones(2, np.float32)])
     groups = [{"params": [nn.Parameter(torch.ones(2))], "momentum": momentum} for momentum in (0.0, 0.5)]
     with pytest.raises(ValueError, match="would need square_avg, momentum_buffer"):
-        to_state(torch.optim.RMSprop(groups).state_dict(), [np.ones(2, np.float32), np.ones(2, np.float32)])
+        from_state_dict(torch.optim.RMSprop(groups).state_dict(), [np.ones(2, np.float32), np.ones(2, np.float32)])
 
 
 STATES = {
@@ -228,14 +228,14 @@ def test_state_that_no_optimizer_has(name):
     options, kind, words = STATES[name]
     state = rms.init([np.ones(2)], **options)
     with pytest.raises(ValueError, match=words):
-        from_state(state, kind)
+        to_state_dict(state, kind)
 
 
 def test_accumulated_gradients_are_refused():
     state = rms.init(np.ones(2), accumulate=2)
     rms.update_(np.ones(2), np.ones(2), state)
     with pytest.raises(ValueError, match="1 gradients are accumulated"):
-        from_state(state, "native")
+        to_state_dict(state, "native")
 
 
 def test_nothing_is_shared():
@@ -243,8 +243,8 @@ def test_nothing_is_shared():
     optimizer = RMSprop([p])
     p.grad = torch.ones(2)
     optimizer.step()
-    state = to_state(optimizer.state_dict(), [p])
+    state = from_state_dict(optimizer.state_dict(), [p])
     state.square_avg[0][...] = 7
     assert not (optimizer.state[p]["square_avg"] == 7).any()
-    from_state(state)["state"][0]["square_avg"].fill_(9)
+    to_state_dict(state)["state"][0]["square_avg"].fill_(9)
     assert (state.square_avg[0] == 7).all()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EXTRA_TF", "FIXED_TF", "NAMES", "NAMES_TF", "OWN", "from_state", "to_state"]
+__all__ = ["EXTRA_TF", "FIXED_TF", "NAMES", "NAMES_TF", "OWN", "from_state_dict", "to_state_dict"]
 
 # What torch.optim.RMSprop calls our options, and those that it has not, with the values that make it the same.
 _TORCH = {
@@ -39,7 +39,7 @@ FIXED_TF: Mapping[str, Any] = {"eps_inside_sqrt": True, "initial_square_avg": 1.
 EXTRA_TF = ("corrected_weight_decay", "max_lr_snapshot", "caution")
 
 
-def to_state(state_dict: Mapping[str, Any], params: Any, **options: Any) -> State:
+def from_state_dict(state_dict: Mapping[str, Any], params: Any, **options: Any) -> State:
     """Make a State that goes on where an optimizer of torch stopped.
 
     Parameters
@@ -71,13 +71,13 @@ def to_state(state_dict: Mapping[str, Any], params: Any, **options: Any) -> Stat
     --------
     >>> import torch
     >>> import rmsprop_native as rms
-    >>> from rmsprop_native.interop.torch import to_state
+    >>> from rmsprop_native.interop.torch import from_state_dict
     >>> model = torch.nn.Linear(2, 1)
     >>> optimizer = torch.optim.RMSprop(model.parameters(), lr=0.25)
     >>> model(torch.ones(1, 2)).sum().backward()
     >>> optimizer.step()
     >>> arrays = [p.detach().numpy() for p in model.parameters()]
-    >>> state = to_state(optimizer.state_dict(), arrays)
+    >>> state = from_state_dict(optimizer.state_dict(), arrays)
     >>> state
     State(step=1, leaves=2, options=Options(lr=0.25, rho=0.99))
     >>> state.square_avg[1].round(3)
@@ -96,11 +96,13 @@ def to_state(state_dict: Mapping[str, Any], params: Any, **options: Any) -> Stat
     overrides = _overrides(formed, [group_of[key] for key in keys], paths)
     state = init(params, overrides=overrides, **{f.name: getattr(formed[0], f.name) for f in fields(Options)})
     entries = [state_dict["state"].get(key, {}) for key in keys]
+    saved = state.state_dict()
     for name in state.options.buffers:
-        for path, entry, array in zip(paths, entries, state._plan.arrays(name), strict=True):
+        for i, (path, entry) in enumerate(zip(paths, entries, strict=True)):
             if entry:  # a parameter that never had a gradient has none
-                _copy(entry, name, path, array)
-    state.step = max([int(entry.get("step", 0)) for entry in entries], default=0)
+                saved["arrays"][f"{name}/{i}"] = _array(entry, name, path, saved["arrays"][f"{name}/{i}"])
+    saved["step"] = max([int(entry.get("step", 0)) for entry in entries], default=0)
+    state.load_state_dict(saved)
     return state
 
 
@@ -112,7 +114,7 @@ _KINDS: dict[str, tuple[Mapping[str, str], Mapping[str, Any], dict[str, Any]]] =
 }
 
 
-def from_state(state: State, kind: Literal["torch", "native", "timm"] = "torch") -> dict[str, Any]:
+def to_state_dict(state: State, kind: Literal["torch", "native", "timm"] = "torch") -> dict[str, Any]:
     """The state_dict of an optimizer of torch that goes on where a State stopped.
 
     Parameters
@@ -139,12 +141,12 @@ def from_state(state: State, kind: Literal["torch", "native", "timm"] = "torch")
     --------
     >>> import torch
     >>> import rmsprop_native as rms
-    >>> from rmsprop_native.interop.torch import from_state
+    >>> from rmsprop_native.interop.torch import to_state_dict
     >>> p = torch.nn.Parameter(torch.ones(2))
     >>> state = rms.init([p], preset="torch", lr=0.5)
     >>> _ = rms.update_([p], [torch.ones(2)], state)
     >>> optimizer = torch.optim.RMSprop([p])
-    >>> optimizer.load_state_dict(from_state(state))
+    >>> optimizer.load_state_dict(to_state_dict(state))
     >>> optimizer.param_groups[0]["lr"], optimizer.state[p]["step"]
     (0.5, tensor(1.))
     """
@@ -219,17 +221,16 @@ def _overrides(formed: Sequence[Options], groups: Sequence[int], paths: Sequence
     return {glob.escape(path): changes[g] for path, g in zip(paths, groups, strict=True) if changes[g]}
 
 
-def _copy(entry: Mapping[str, Any], name: str, path: str, array: NDArray[Any]) -> None:
-    """Copy a buffer of a state_dict into that of a State."""
+def _array(entry: Mapping[str, Any], name: str, path: str, ours: NDArray[Any]) -> NDArray[Any]:
+    """A buffer of a state_dict as an array; `ours` is the State's."""
     where = f"{name} of {path!r}"
     if name not in entry:
         raise ValueError(f"the state_dict has no {where}, which its options need")
     tensor = entry[name]
     if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         raise TypeError(f"{where} must be a dense tensor on the CPU, got {tensor!r}")
-    ours = torch.from_numpy(array)
-    if tensor.dtype != ours.dtype:
+    if tensor.dtype != torch.from_numpy(ours).dtype:
         raise TypeError(f"{where} has dtype {tensor.dtype}, its parameter {ours.dtype}")
     if tensor.shape != ours.shape:
-        raise ValueError(f"{where} has shape {tuple(tensor.shape)}, its parameter {array.shape}")
-    ours.copy_(tensor)
+        raise ValueError(f"{where} has shape {tuple(tensor.shape)}, its parameter {ours.shape}")
+    return tensor.detach().resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return] # torch is not typed

@@ -31,7 +31,7 @@ from rmsprop_native._plan import (
     TensorPlan,
 )
 from rmsprop_native.coefficients import check_dtype, group_of, largest_number
-from rmsprop_native.interop._torch_state import EXTRA_TF, FIXED_TF, NAMES, NAMES_TF, OWN, from_state, to_state
+from rmsprop_native.interop._torch_state import EXTRA_TF, FIXED_TF, NAMES, NAMES_TF, OWN, from_state_dict, to_state_dict
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS, make_options
 from rmsprop_native.tree import flatten
@@ -39,7 +39,7 @@ from rmsprop_native.tree import flatten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Native", "RMSprop", "RMSpropTF", "from_state", "to_state"]
+__all__ = ["Native", "RMSprop", "RMSpropTF", "from_state_dict", "to_state_dict"]
 
 Group = dict[str, Any]
 
