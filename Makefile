@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench
 
-.PHONY: help demo test test-c test-peers sanitize sanitize-quick bench bench-quick lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick bench bench-quick lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -24,6 +24,10 @@ test-c: $(VENV)/build.group ## run the tests of the C library, which need no Pyt
 
 test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, PennyLane and others
 	KERAS_BACKEND=torch $(BIN)/python -m pytest tests/peers
+
+# MPI is the wheel mpich, in the environment: nothing of the system.
+test-mpi: $(VENV)/mpi.group $(VENV)/installed ## train in 1 to 4 processes under mpiexec
+	$(BIN)/python -m pytest tests/mpi
 
 # Debug builds of the package and the C tests, whose asserts are active, once a sanitizer. Python itself is built without:
 # the sanitizer's library is loaded before it, and what it leaves allocated at its end says nothing, so that leaks are

@@ -31,7 +31,8 @@ LEVELS = (
     ("state",),
     ("_plan", "_ufuncs"),
     ("_leaves", "_core"),
-    ("reference", "content"),
+    ("reference", "shards"),
+    ("content",),
     ("presets", "coefficients", "overrides", "buffers", "fileformats"),
     ("options", "arrays", "tree", "atomic_file"),
 )
@@ -112,7 +113,7 @@ def test_nothing_imports_interop(path):
 def test_no_framework_is_imported():
     code = """
 import sys, rmsprop_native, rmsprop_native.interop
-frameworks = {"torch", "jax", "scipy", "tensorflow", "keras", "pennylane", "autograd", "qiskit_algorithms"}
+frameworks = {"torch", "jax", "scipy", "tensorflow", "keras", "pennylane", "autograd", "qiskit_algorithms", "mpi4py"}
 print(sorted(frameworks & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

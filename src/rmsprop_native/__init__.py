@@ -29,7 +29,7 @@ Classes
     Options     the hyper-parameters, checked
     RowGrad     a gradient of some rows of an embedding table
 Modules
-    rmsprop_native.interop      torch, keras, optax, pennylane, autograd, scipy: each is imported by its full name
+    rmsprop_native.interop      torch, keras, optax, pennylane, autograd, scipy, mpi: each is imported by its full name
     rmsprop_native.reference    the same step in plain NumPy, as the specification
 """
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 
 from rmsprop_native.atomic_file import BUFFER, replacing
-from rmsprop_native.content import check_content, in_order
+from rmsprop_native.content import check_content, in_order, refuse_negative
 from rmsprop_native.fileformats import MAX_HEADER, Npz, Safetensors, crc_text, dumps, loads
+from rmsprop_native.shards import MANIFEST, name_of, read_manifest
 from rmsprop_native.state import Given, State, like_of, state_of
 
 if TYPE_CHECKING:
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from rmsprop_native.content import ArraySpec
+    from rmsprop_native.content import ArraySpec, Content
     from rmsprop_native.fileformats import Place
     from rmsprop_native.options import Schedule
+    from rmsprop_native.shards import Manifest, Shard
+    from rmsprop_native.state import Like
 
     Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Advance: TypeAlias = Callable[[int], Any]
 
-__all__ = ["load", "save"]
+__all__ = ["load", "manifest_of", "reading", "save", "values_of", "write_content"]
 
 _CHUNK = 1 << 20  # bytes that are read or written at a time: they stay in a cache from one use to the next
 
@@ -80,13 +83,41 @@ def save(path: Path, state: State, *, progress: bool = False) -> None:
     if not isinstance(state, State):
         raise TypeError(f"state must be a State, got {type(state).__name__}; a RMSProp has one, as .state")
     with replacing(path) as file, state._claim:
-        described, named = state._described(plain=True)
-        arrays = dict(named)
-        specs = list(check_content(described).arrays())
-        # The checksums are not known yet, but their length is.
-        layout = _layout(path)(specs, _text(described, dict.fromkeys(arrays, 0)))
-        with _bar("saving", sum(spec.nbytes for spec in specs), progress) as advance:
-            _write(file, layout, described, arrays, advance)
+        described, arrays = state._described(plain=True)
+        write_content(file, path, described, dict(arrays), progress=progress)
+
+
+def write_content(
+    file: BinaryIO,
+    path: Path,
+    described: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    *,
+    progress: bool = False,
+) -> None:
+    """Write a state that `content.describe` described.
+
+    Parameters
+    ----------
+    file : file object
+        Empty.
+    path : str, bytes or path-like
+        Its name, whose ending decides the format.
+    described : mapping
+    arrays : mapping of str to numpy.ndarray
+        Under the names of `Content.arrays`, in that order.
+    progress : bool, default False
+
+    Raises
+    ------
+    ValueError, OSError
+        As `save`.
+    """
+    specs = list(check_content(described).arrays())
+    # The checksums are not known yet, but their length is.
+    layout = _layout(path)(specs, _text(described, dict.fromkeys(arrays, 0)))
+    with _bar("saving", sum(spec.nbytes for spec in specs), progress) as advance:
+        _write(file, layout, described, arrays, advance)
 
 
 def load(
@@ -104,7 +135,8 @@ def load(
     Parameters
     ----------
     path : str, bytes or path-like
-        Its ending decides how it is read, as for `save`.
+        Its ending decides how it is read, as for `save`. A folder is what `rmsprop_native.interop.mpi.save` wrote; it
+        needs no MPI.
     lr, overrides, like
         As for `from_state_dict`: what is given in place of what was saved, as it must be where that was a schedule; and
         the parameters, for tensors and classes of containers.
@@ -136,6 +168,34 @@ def load(
     State(step=0, leaves=1, options=Options(lr=0.5, rho=0.9))
     """
     given, params = Given(lr, overrides), None if like is None else like_of(like)
+    if os.path.exists(os.path.join(os.fsdecode(path), MANIFEST)):
+        return _load_parts(path, given, params, progress)
+    with reading(path, progress=progress) as (content, read):
+        return state_of(State, content, read, given, params)
+
+
+@contextlib.contextmanager
+def reading(
+    path: Path, *, progress: bool = False
+) -> Iterator[tuple[Content, Callable[[ArraySpec, NDArray[Any]], None]]]:
+    """A file that `save` wrote, open and checked but for its arrays.
+
+    Parameters
+    ----------
+    path : str, bytes or path-like
+    progress : bool, default False
+
+    Yields
+    ------
+    content : Content
+    read : callable
+        As `state_of` takes it.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `load`; a ValueError of the body has the name of the file put before it too.
+    """
     with _opened(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
@@ -151,9 +211,121 @@ def load(
             after = layout.after(text, crcs)
             _compare(file, size - len(after), after, "the directory")
             with _bar("loading", sum(spec.nbytes for spec in specs), progress) as advance:
-                return state_of(State, content, _reader(file, layout, crcs, advance), given, params)
+                yield content, _reader(file, layout, crcs, advance)
         except ValueError as error:
             raise ValueError(f"{os.fsdecode(path)}: {error}") from error
+
+
+# ---- states in parts ----
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """The manifest in a folder of a sharded state.
+
+    Parameters
+    ----------
+    folder : str, bytes or path-like
+
+    Returns
+    -------
+    Manifest
+
+    Raises
+    ------
+    ValueError, OSError
+        As `load`.
+    """
+    path = os.path.join(os.fsdecode(folder), MANIFEST)
+    with _opened(path) as file:
+        try:
+            if os.fstat(file.fileno()).st_size > MAX_HEADER:
+                raise ValueError(f"it is larger than {MAX_HEADER} bytes")
+            manifest = read_manifest(file.read())
+            for name, shards in manifest.parts:  # memory is taken for no more than is there
+                size = os.path.getsize(os.path.join(os.fsdecode(folder), name))
+                leaves = manifest.content.leaves
+                least = sum((shard.stop - shard.start) * leaves[shard.leaf].dtype.itemsize for shard in shards)
+                if size < least * len(manifest.content.buffers):
+                    raise ValueError(f"{name} has {size} bytes, fewer than its elements")
+            return manifest
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def values_of(
+    folder: Path, manifest: Manifest, wanted: Callable[[Shard], bool], *, progress: bool = False
+) -> Iterator[tuple[str, Shard, NDArray[Any]]]:
+    """The values in the parts of a sharded state, part by part.
+
+    Parameters
+    ----------
+    folder : str, bytes or path-like
+    manifest : Manifest
+    wanted : callable
+        Whether a shard is wanted; a part that has none of them is not opened.
+    progress : bool, default False
+
+    Yields
+    ------
+    name : str
+        Of the buffer.
+    shard : Shard
+    values : numpy.ndarray, shape (stop - start,)
+
+    Raises
+    ------
+    ValueError, OSError
+        As `load`.
+    """
+    whole = manifest.content
+    for name_of_file, shards in manifest.parts:
+        if not any(map(wanted, shards)):
+            continue
+        with reading(os.path.join(os.fsdecode(folder), name_of_file), progress=progress) as (content, read):
+            expected = [
+                (
+                    name_of(whole.leaves[shard.leaf].path, shard),
+                    whole.leaves[shard.leaf].dtype,
+                    (shard.stop - shard.start,),
+                )
+                for shard in shards
+            ]
+            if [(leaf.path, leaf.dtype, leaf.shape) for leaf in content.leaves] != expected:
+                raise ValueError("its leaves are not those that the manifest says")
+            if content.buffers != whole.buffers:
+                raise ValueError(f"it has {', '.join(content.buffers)}, the manifest {', '.join(whole.buffers)}")
+            for spec in content.arrays():
+                buffer, _, place = spec.name.partition("/")
+                shard = shards[int(place)]
+                if not wanted(shard):
+                    continue
+                values = np.empty(spec.shape, spec.dtype)
+                read(spec, values)
+                if buffer == "square_avg":
+                    refuse_negative(spec.name, content.leaves[int(place)].path, values)
+                yield buffer, shard, values
+
+
+def _load_parts(folder: Path, given: Given, params: Like | None, progress: bool) -> State:
+    """`load` of a folder: the state of one machine."""
+    manifest = manifest_of(folder)
+    content = manifest.content
+
+    def read(spec: ArraySpec, out: NDArray[Any]) -> None:
+        if spec.name in manifest.rates:
+            out[...] = manifest.rates[spec.name]
+
+    try:
+        state = state_of(State, content, read, given, params)
+    except ValueError as error:
+        raise ValueError(f"{os.path.join(os.fsdecode(folder), MANIFEST)}: {error}") from error
+    places = {path: i for i, path in enumerate(state._paths())}
+    buffers = {name: state._plan.arrays(name) for name in content.buffers}
+    for name, shard, values in values_of(folder, manifest, lambda shard: True, progress=progress):
+        array = buffers[name][places[content.leaves[shard.leaf].path]]
+        flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+        flat[shard.start : shard.stop] = values
+    return state
 
 
 def _layout(path: Path) -> type[Npz | Safetensors]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["LeafOptions", "Rates", "check_overrides", "check_paths", "group_leaves", "rates_of_leaf"]
+__all__ = ["LeafOptions", "Rates", "broadcast_rates", "check_overrides", "check_paths", "group_leaves", "rates_of_leaf"]
 
 _SHOWN = 8  # paths in a message
 
@@ -161,12 +161,7 @@ def rates_of_leaf(rates: NDArray[np.float64], path: str, buffer: NDArray[Any]) -
     >>> rates_of_leaf(np.array([[0.5], [0.25]]), "w", np.zeros((2, 3)))
     Rates(numbers=array([0.5 , 0.25]), run=3)
     """
-    try:
-        whole = np.broadcast_to(rates, buffer.shape)
-    except ValueError:
-        raise ValueError(
-            f"overrides for {path!r}: lr has shape {rates.shape}, which does not broadcast to {buffer.shape}"
-        ) from None
+    whole = broadcast_rates(rates, path, buffer.shape)
     run = 2 if buffer.dtype.kind == "c" else 1
     # The axes from the outermost to the innermost in memory; along the last ones the rate may stay the same.
     whole = whole.transpose(sorted(range(buffer.ndim), key=lambda axis: -buffer.strides[axis]))
@@ -174,6 +169,43 @@ def rates_of_leaf(rates: NDArray[np.float64], path: str, buffer: NDArray[Any]) -
         run *= whole.shape[-1]
         whole = whole[..., 0]
     return Rates(np.array(whole, order="C").reshape(-1), run)
+
+
+def broadcast_rates(rates: NDArray[np.float64], path: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The learning rates of all elements of a leaf.
+
+    Parameters
+    ----------
+    rates : numpy.ndarray
+    path : str
+        That of the leaf, for the message.
+    shape : tuple of int
+        Of the leaf.
+
+    Returns
+    -------
+    numpy.ndarray
+        A view, which cannot be written.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.overrides import broadcast_rates
+    >>> broadcast_rates(np.array([[0.5], [0.25]]), "w", (2, 3))
+    array([[0.5 , 0.5 , 0.5 ],
+           [0.25, 0.25, 0.25]])
+    """
+    try:
+        return np.broadcast_to(rates, shape)
+    except ValueError:
+        raise ValueError(
+            f"overrides for {path!r}: lr has shape {rates.shape}, which does not broadcast to {shape}"
+        ) from None
 
 
 def group_leaves(

@@ -45,6 +45,7 @@ __all__ = [
     "init",
     "like_of",
     "of_values",
+    "options_of",
     "state_of",
     "step_with_new_numbers",
 ]
@@ -664,18 +665,7 @@ def state_of(
             spec = next(specs)
             rates[spec.name] = np.empty(spec.shape, spec.dtype)
             read(spec, rates[spec.name])
-    lr = _lr_of(content.options["lr"], given.lr, given.schedules.get(None), "")
-    options = Options(**content.options | {"lr": lr})
-    overrides = given.overrides
-    if overrides is None:
-        saved = {pattern: dict(changes) for pattern, changes in content.overrides}
-        for pattern, changes in saved.items():
-            if isinstance(changes.get("lr"), ArraySpec):
-                changes["lr"] = rates[changes["lr"].name]
-            elif "lr" in changes:
-                schedule = given.schedules.get(pattern)
-                changes["lr"] = _lr_of(changes["lr"], None, schedule, f" of overrides[{pattern!r}]")
-        overrides = saved
+    options, overrides = options_of(content, rates, given)
     structure, tensors = content.structure, tuple([leaf.tensor for leaf in content.leaves])
     models = models_of(content.leaves)
     places = list(range(len(models)))
@@ -703,6 +693,42 @@ def state_of(
         seen[place] = flag
     made._claim.set_counts(content.step, content.skipped, content.accumulated, bytes(seen))
     return made
+
+
+def options_of(
+    content: Content, rates: Mapping[str, NDArray[Any]], given: Given
+) -> tuple[Options, Mapping[str, Mapping[str, Any]]]:
+    """The options and overrides of checked content.
+
+    Parameters
+    ----------
+    content : Content
+    rates : mapping of str to numpy.ndarray
+        The learning rates that are arrays, under the names of their `ArraySpec`.
+    given : Given
+
+    Returns
+    -------
+    options : Options
+    overrides : mapping
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `from_state_dict`.
+    """
+    lr = _lr_of(content.options["lr"], given.lr, given.schedules.get(None), "")
+    options = Options(**content.options | {"lr": lr})
+    if given.overrides is not None:
+        return options, given.overrides
+    saved = {pattern: dict(changes) for pattern, changes in content.overrides}
+    for pattern, changes in saved.items():
+        if isinstance(changes.get("lr"), ArraySpec):
+            changes["lr"] = rates[changes["lr"].name]
+        elif "lr" in changes:
+            schedule = given.schedules.get(pattern)
+            changes["lr"] = _lr_of(changes["lr"], None, schedule, f" of overrides[{pattern!r}]")
+    return options, saved
 
 
 def _lr_of(saved: Any, given: Any, schedule: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""The code blocks of docs/distributed.md, by section; test_torch_distributed.py and test_torch_offload.py run them."""
+"""The code blocks of docs/distributed.md, by section, which the tests of torch's engines and of MPI run."""
 
 from __future__ import annotations
 

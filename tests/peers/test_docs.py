@@ -47,8 +47,9 @@ def test_examples_of_the_docs_run(page):
     assert doctest.testfile(str(page), module_relative=False).failed == 0
 
 
+# That of mpi is run by tests/mpi.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with torch
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(interop.__path__)])
+@pytest.mark.parametrize("name", sorted({module.name for module in pkgutil.iter_modules(interop.__path__)} - {"mpi"}))
 def test_docstring_examples_run(name):
     result = doctest.testmod(importlib.import_module(f"rmsprop_native.interop.{name}"))
     assert result.failed == 0

@@ -1,0 +1,1184 @@
+"""State sharded over MPI ranks (ZeRO stage 1): every rank has all parameters, and its part of each running mean.
+
+The leaves of each dtype are laid one after another, flattened in C order, and each rank owns a run of whole cache lines
+of them, which `rmsprop_native.update_` steps. A step sums the gradients of all ranks into their owners
+(reduce-scatter), and sends the new parameters to all ranks (all-gather), in buckets. docs/distributed.md has the costs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import hashlib
+import itertools
+import math
+import os
+import secrets
+import sys
+import traceback
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
+from mpi4py import MPI
+
+from rmsprop_native._core import Claim
+from rmsprop_native._plan import Plan, as_arrays, is_torch_tensor
+from rmsprop_native.arrays import RowGrad, refusal, title
+from rmsprop_native.atomic_file import replacing
+from rmsprop_native.checkpoint import manifest_of, values_of, write_content
+from rmsprop_native.coefficients import check_dtype, check_lr, group_of, resolve_lr
+from rmsprop_native.content import Leaf, axes_of, describe, match_leaves, refuse_negative
+from rmsprop_native.functional import update_ as update_slice
+from rmsprop_native.options import OVERRIDABLE, by_name, check_number
+from rmsprop_native.overrides import broadcast_rates, check_overrides, check_paths, group_leaves
+from rmsprop_native.presets import make_options
+from rmsprop_native.reference import clip_factor
+from rmsprop_native.shards import MANIFEST, Shard, is_part, name_of, write_manifest
+from rmsprop_native.state import Given, options_of
+from rmsprop_native.state import init as init_slice
+from rmsprop_native.tree import flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from rmsprop_native.options import Options, Schedule
+    from rmsprop_native.overrides import LeafOptions
+    from rmsprop_native.shards import Manifest
+    from rmsprop_native.state import State
+    from rmsprop_native.tree import Tree
+
+__all__ = ["BUCKET_BYTES", "ShardedState", "init", "load", "save", "update_"]
+
+BUCKET_BYTES = 32 << 20
+"""Bytes of parameters in a bucket, of all ranks together."""
+# Of the real numbers that arrays consist of. A storage type that MPI does not have is one more entry here, as integers
+# of its size, which are gathered; its gradients are summed in its arithmetic type (_Step._reduce).
+_TYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
+_LINE = 64  # bytes of a cache line
+_SLOTS = 2  # buckets that are under way at a time
+_REDUCTIONS = ("mean", "sum", "none", "sliced")
+_DOWN = 2.0**-600  # as in rmsp_step.c: brings every finite sum of squares into range, and is exact
+_BLOCK = 1 << 14  # elements that a cache holds in double
+
+
+class Piece(NamedTuple):
+    """Elements of a leaf, flattened in C order."""
+
+    leaf: int
+    start: int
+    """A storage type that is rounded by random numbers takes those of the element's index in the whole leaf, which is
+    this one for the first element of the piece."""
+    stop: int
+    offset: int
+    """Where it begins in its bucket."""
+
+
+class _Rate:
+    """A learning rate that is the same for all states of a rank: its schedule is called once in a step."""
+
+    value = 0.0
+
+    def __call__(self, taken: int) -> float:
+        return self.value
+
+
+class _Unit(NamedTuple):
+    """A state for pieces of a bucket that are stepped by one call, and views of their parameters and gradients."""
+
+    state: State
+    pieces: list[Piece]
+    params: dict[int, NDArray[Any]]
+    grads: dict[int, NDArray[Any]]
+    sums: dict[int, NDArray[Any]]
+    """Accumulated gradients; empty where there are none."""
+
+
+class _Bucket(NamedTuple):
+    """A part of the slice of each rank, of one dtype."""
+
+    counts: list[int]
+    """For each rank its real numbers, and where they begin in the bucket."""
+    starts: list[int]
+    pieces: list[Piece]
+    """Of all ranks, in the order of the bucket."""
+    own: list[Piece]
+    send: NDArray[Any]
+    """The gradients of all ranks' slices; its memory is that of another bucket too."""
+    gathered: NDArray[Any]
+    """Likewise the parameters."""
+    grad: NDArray[Any]
+    """The reduced gradient of the own slice."""
+
+
+def slices(sizes: Sequence[int], itemsize: int, ranks: int) -> list[tuple[int, int]]:
+    """The elements that each rank owns of leaves of one dtype that lie one after another, in whole cache lines.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        The elements of each leaf.
+    itemsize : int
+        Bytes of an element.
+    ranks : int
+
+    Returns
+    -------
+    list of (int, int)
+        For each rank the first element, and the one after its last.
+
+    Examples
+    --------
+    >>> from rmsprop_native.interop.mpi import slices
+    >>> slices([30, 10], 4, 2)
+    [(0, 32), (32, 40)]
+    """
+    per_line = _LINE // itemsize
+    total = sum(sizes)
+    lines, more = divmod(-(-total // per_line), ranks)
+    ends = [min((rank * lines + min(rank, more)) * per_line, total) for rank in range(ranks + 1)]
+    return list(itertools.pairwise(ends))
+
+
+class ShardedState:
+    """What RMSProp remembers between steps, divided over MPI ranks; made by `init`.
+
+    Attributes
+    ----------
+    options : Options
+        The hyper-parameters in force.
+    overrides : dict
+        As given to `init`.
+    comm : mpi4py.MPI.Intracomm
+        The communicator, which is the caller's.
+    reduction : {"mean", "sum", "none", "sliced"}
+        What `update_` is given.
+    step, skipped, accumulated : int
+        As those of a `State`; the same in every rank.
+    slices : dict of str to (int, int)
+        For each leaf that this rank owns a part of, the first element and the one after the last, in C order of the
+        leaf.
+    nbytes : int
+        Bytes of the running means and other arrays that this rank keeps from step to step.
+
+    Notes
+    -----
+    One thread at a time uses a state, in every rank the same calls in the same order. It cannot be pickled or copied.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("a ShardedState is made by rmsprop_native.interop.mpi.init(params, comm=..., ...)")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ShardedState has a communicator, and cannot be copied or pickled")
+
+    comm: Any
+    reduction: str
+    options: Options
+    overrides: dict[str, dict[str, Any]]
+    slices: dict[str, tuple[int, int]]
+    _bucket_bytes: int
+    _structure: Tree
+    _paths: list[str]
+    _models: list[tuple[tuple[int, ...], np.dtype[Any], tuple[int, ...]]]
+    """For each leaf its shape, dtype and the order of its axes in memory."""
+    _sizes: list[int]
+    _claim: Claim
+    _checked: list[Any]
+    """The parameters that were found not to overlap."""
+    _buckets: list[_Bucket]
+    _units: list[list[_Unit]]
+    """Of each bucket."""
+    _groups: list[LeafOptions]
+    _leaf_groups: tuple[int, ...]
+    _rates: list[_Rate]
+    """Of each group."""
+
+    def __repr__(self) -> str:
+        return (
+            f"ShardedState(rank={self.comm.rank} of {self.comm.size}, step={self.step}, leaves={len(self._paths)}, "
+            f"options={self.options!r})"
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self._claim.steps
+
+    @property
+    def skipped(self) -> int:
+        """Calls that did nothing because a gradient was not finite."""
+        return self._claim.skipped
+
+    @property
+    def accumulated(self) -> int:
+        """Calls since the last step."""
+        return self._claim.accumulated
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that this rank keeps from step to step."""
+        return sum(array.nbytes for name in self.options.buffers for _, array in self._buffer(name))
+
+    def buffer(self, name: str) -> dict[str, NDArray[Any]]:
+        """A copy of the part of a buffer that is in this rank.
+
+        Parameters
+        ----------
+        name : str
+            "square_avg", "momentum_buffer", "grad_avg", "ema" or "grad_sum".
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            For each leaf of `slices` its elements, of shape (stop - start,).
+
+        Raises
+        ------
+        ValueError
+            If the state has no buffer of that name.
+        RuntimeError
+            If the state is inside a step.
+        """
+        if name not in self.options.buffers:
+            raise ValueError(f"the state has {', '.join(self.options.buffers)}, not {name!r}")
+        with self._claim:
+            parts: dict[str, list[NDArray[Any]]] = {}
+            for piece, array in self._buffer(name):
+                parts.setdefault(self._paths[piece.leaf], []).append(array)
+            return {path: np.concatenate(arrays) for path, arrays in parts.items()}
+
+    def slice_of(self, tree: Any) -> dict[str, NDArray[Any]]:
+        """The part of gradients that belongs to this rank, as ``reduction="sliced"`` takes it.
+
+        Parameters
+        ----------
+        tree : array or nested container of arrays
+            In the structure of the parameters, without None.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            For each leaf of `slices` its elements, of shape (stop - start,); views where the arrays are C-contiguous.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `update_`.
+        """
+        arrays = _gradients(self, tree)
+        made = {}
+        for path, array in zip(self._paths, arrays, strict=True):
+            if path in self.slices:
+                if array is None:
+                    raise ValueError(f"{title('gradient', path)} is None, which a slice cannot be")
+                start, stop = self.slices[path]
+                made[path] = _flat(array)[start:stop]
+        return made
+
+    def _buffer(self, name: str) -> Iterator[tuple[Piece, NDArray[Any]]]:
+        """The pieces of a buffer; the arrays may be written."""
+        for units in self._units:
+            for unit in units:
+                arrays = unit.sums if name == "grad_sum" else getattr(unit.state, name)
+                for piece in unit.pieces:
+                    yield piece, arrays[piece.leaf]
+
+    def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
+        """Change hyper-parameters from the next step on, in all ranks; see `State.replace`.
+
+        Parameters
+        ----------
+        overrides : mapping of str to mapping, optional
+            In place of all overrides that there are.
+        **changes
+            Any options that leave the arrays of the state as they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `State.replace`, or if the ranks do not agree. Nothing has been changed then, in any rank.
+        RuntimeError
+            If the state is inside a step.
+        """
+        with self._claim:
+            made = None
+            with _agreed(self.comm) as facts:
+                options = self.options.replace(**changes)
+                if options.accumulate != self.options.accumulate and self.accumulated:
+                    raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
+                checked = self.overrides if overrides is None else check_overrides(overrides)
+                facts |= {"call": "replace"} | _facts_of_options(options, checked)
+                made = _shell(self.comm, self.reduction, self._bucket_bytes, self._structure, self._models)
+                _set_options(made, options, checked)
+                _make_units(made, None, self.step)
+                for name in options.buffers:
+                    for (_, new), (_, old) in zip(made._buffer(name), self._buffer(name), strict=True):
+                        new[...] = old
+            for name in ("options", "overrides", "_groups", "_leaf_groups", "_rates", "_units", "_buckets"):
+                setattr(self, name, getattr(made, name))
+
+
+# ---- agreement ----
+
+
+@contextlib.contextmanager
+def _agreed(comm: Any) -> Iterator[dict[str, Any]]:
+    """What every rank must find to be so, before any of them writes. The body fills a dict with facts that must be the
+    same in all ranks. Where the body of a rank raises, all ranks raise the error of the first such rank.
+    """
+    facts: dict[str, Any] = {}
+    error: BaseException | None = None
+    try:
+        yield facts
+    except BaseException as raised:  # noqa: BLE001 - KeyboardInterrupt too: the other ranks wait for this one
+        error = raised
+    digest = hashlib.blake2b(repr(facts).encode("utf-8", "backslashreplace"), digest_size=7).digest()
+    number = int.from_bytes(digest)
+    mine = np.array([error is not None, number, -number], np.int64)
+    most = np.empty_like(mine)
+    comm.Allreduce(mine, most, MPI.MAX)
+    if most[0]:
+        _raise_first(comm, error)
+    if most[1] != -most[2]:
+        every = comm.allgather(facts)
+        for rank, other in enumerate(every):
+            for key in every[0].keys() | other.keys():
+                a, b = every[0].get(key), other.get(key)
+                if a != b:
+                    raise ValueError(
+                        f"the ranks do not agree: {key} is {_short(a)} in rank 0, {_short(b)} in rank {rank}"
+                    )
+
+
+def _raise_first(comm: Any, error: BaseException | None) -> NoReturn:
+    """Raise in all ranks the error of the first rank that has one."""
+    kind = next((base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base), "")
+    try:
+        told = str(error)
+    except Exception:  # noqa: BLE001 - of the class of the error, whatever it is: the other ranks wait
+        told = type(error).__name__
+    every = comm.allgather(None if error is None else (kind, told))
+    rank, (kind, text) = next((rank, found) for rank, found in enumerate(every) if found is not None)
+    if error is not None and not isinstance(error, Exception):
+        raise error
+    text = f"rank {rank}: {text}"
+    try:
+        made = getattr(builtins, kind)(text)
+    except TypeError:  # it takes other arguments, as UnicodeDecodeError
+        made = RuntimeError(text)
+    raise made if isinstance(made, Exception) else RuntimeError(text) from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+@contextlib.contextmanager
+def _no_way_back(comm: Any) -> Iterator[None]:
+    """What must not fail in one rank only, as the others would wait for it: where it does, all ranks are ended."""
+    try:
+        yield
+    except BaseException:
+        if comm.size == 1:
+            raise
+        traceback.print_exc()
+        print(
+            f"rmsprop_native: rank {comm.rank} failed within a step, all ranks are ended", file=sys.stderr, flush=True
+        )
+        comm.Abort(1)
+        raise
+
+
+# ---- how a state is made ----
+
+
+@by_name(1, "init(params, comm=comm, lr=0.01)")
+def init(
+    params: Any,
+    *,
+    comm: Any = MPI.COMM_WORLD,
+    reduction: str = "mean",
+    bucket_bytes: int = BUCKET_BYTES,
+    preset: str | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> ShardedState:
+    """Make this rank's part of the state of an optimizer; all ranks of `comm` call it.
+
+    Parameters
+    ----------
+    params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
+        All parameters, as for `rmsprop_native.init`, the same in every rank to the bit.
+    comm : mpi4py.MPI.Intracomm, default MPI.COMM_WORLD
+        The ranks that share the state.
+    reduction : {"mean", "sum", "none", "sliced"}
+        What `update_` is given: gradients of this rank's own data, of which the mean or the sum over all ranks is
+        formed; gradients that were reduced already, the same in every rank; or of those only this rank's slice, as
+        `ShardedState.slice_of` has it.
+    bucket_bytes : int
+        Bytes of parameters that are sent at a time, of all ranks together; memory of four times as many is kept. The
+        numbers do not depend on it, but for the rounding of the norms in `clip_norm` and `clip_global_norm`.
+    preset, overrides, **options
+        As for `rmsprop_native.init`.
+
+    Returns
+    -------
+    ShardedState
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rmsprop_native.init`; or if the ranks do not agree about any of it. All ranks raise the same error.
+
+    Examples
+    --------
+    Run by ``mpiexec -n 4 python train.py``, this prints the same in every rank; here there is one.
+
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from rmsprop_native.interop import mpi
+    >>> params = {"w": np.ones((2, 3)), "b": np.zeros(3)}
+    >>> state = mpi.init(params, comm=MPI.COMM_SELF, lr=0.5, rho=0.75, eps=0.0)
+    >>> grads = {"w": np.ones((2, 3)), "b": np.full(3, 2.0)}  # of this rank's part of the batch
+    >>> mpi.update_(params, grads, state)["b"]
+    array([-1., -1., -1.])
+    """
+    state = None
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
+    with _agreed(comm) as facts:
+        facts["call"] = "init"
+        state, arrays = _begin(params, comm, reduction, bucket_bytes, facts)
+        checked = make_options(preset, **options)
+        _set_options(state, checked, check_overrides({} if overrides is None else overrides))
+        facts |= _facts_of_options(state.options, state.overrides)
+        _make_units(state, arrays, 0)
+    assert state is not None
+    return state
+
+
+def _begin(
+    params: Any, comm: Any, reduction: str, bucket_bytes: int, facts: dict[str, Any]
+) -> tuple[ShardedState, list[NDArray[Any]]]:
+    """A state without options and arrays, and the parameters; `facts` are those of all of it."""
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
+    bytes_of_bucket = int(check_number("bucket_bytes", bucket_bytes, 1.0, 2.0**40))
+    leaves, structure = flatten(params)
+    arrays = _parameters(structure, leaves)
+    Plan(structure, Claim(structure.size), arrays, (), leaves)  # refuses parameters that no step could write
+    models = [(array.shape, array.dtype, axes_of(array)) for array in arrays]
+    state = _shell(comm, reduction, bytes_of_bucket, structure, models)
+    state._checked = leaves
+    facts |= {"reduction": reduction, "bucket_bytes": bytes_of_bucket, "paths": state._paths}
+    for path, array, (shape, dtype, _) in zip(state._paths, arrays, models, strict=True):
+        facts[title("parameter", path)] = f"{dtype.name} of {shape}"
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        facts[f"the CRC-32 of {title('parameter', path)}"] = zlib.crc32(data)
+    return state, arrays
+
+
+def _parameters(structure: Tree, leaves: list[Any]) -> list[NDArray[Any]]:
+    """Views of the leaves as exact ndarrays."""
+    for path, leaf in zip(structure.paths(), leaves, strict=True):
+        if is_torch_tensor(leaf):
+            raise TypeError(f"{title('parameter', path)} is a tensor: torch has FSDP2 and ZeroRedundancyOptimizer")
+    return as_arrays(structure, leaves)
+
+
+def _facts_of_options(options: Options, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return f"an array of {value.shape} with the CRC-32 {zlib.crc32(value.data):08x}"
+        return "a schedule" if callable(value) else value
+
+    return {f"option {name}": plain(getattr(options, name)) for name in type(options).__dataclass_fields__} | {
+        "overrides": [(pattern, {k: plain(v) for k, v in changes.items()}) for pattern, changes in overrides.items()]
+    }
+
+
+def _shell(comm: Any, reduction: str, bucket_bytes: int, structure: Tree, models: list[Any]) -> ShardedState:
+    """A state without options and arrays."""
+    state = ShardedState.__new__(ShardedState)
+    state.comm, state.reduction, state._bucket_bytes = comm, reduction, bucket_bytes
+    state._structure = structure
+    state._paths = list(structure.paths())
+    check_paths(state._paths)
+    state._models = models
+    state._sizes = [math.prod(shape) for shape, _, _ in models]
+    state._claim = Claim(structure.size)
+    state._checked = []
+    return state
+
+
+def _set_options(state: ShardedState, options: Options, overrides: dict[str, dict[str, Any]]) -> None:
+    state.options, state.overrides = options, overrides
+    state._groups, state._leaf_groups = group_leaves(options, overrides, state._paths)
+    state._rates = [_Rate() for _ in state._groups]
+    for path, group, (shape, _, _) in zip(state._paths, state._leaf_groups, state._models, strict=True):
+        rates = state._groups[group].rates
+        if rates is not None:
+            broadcast_rates(rates, path, shape)
+
+
+def _make_units(state: ShardedState, params: list[NDArray[Any]] | None, steps: int) -> None:
+    """Make the buckets and their states, with `params` as averaged weights if there are any."""
+    size, rank = state.comm.size, state.comm.rank
+    plans = []  # for each bucket its dtype, counts and pieces
+    for dtype in dict.fromkeys(dtype for _, dtype, _ in state._models):
+        members = [i for i, (_, other, _) in enumerate(state._models) if other == dtype]
+        ranges = slices([state._sizes[i] for i in members], dtype.itemsize, size)
+        ends = list(itertools.accumulate((state._sizes[i] for i in members), initial=0))
+        chunk = max(state._bucket_bytes // size // _LINE, 1) * (_LINE // dtype.itemsize)
+        for first in range(0, max(stop - start for start, stop in ranges), chunk):
+            parts = [(min(start + first, stop), min(start + first + chunk, stop)) for start, stop in ranges]
+            plans.append((dtype, parts, _pieces_of(members, ends, parts)))
+    most = max((sum(stop - start for start, stop in parts) * dtype.itemsize for dtype, parts, _ in plans), default=0)
+    slots = [[np.empty(most, np.uint8) for _ in range(_SLOTS)] for _ in range(2)]
+    state._buckets, state._units, state.slices = [], [], {}
+    for k, (dtype, parts, pieces) in enumerate(plans):
+        lengths = [stop - start for start, stop in parts]
+        starts = list(itertools.accumulate(lengths, initial=0))
+        nbytes = starts[-1] * dtype.itemsize
+        send, gathered = (of_slot[k % _SLOTS][:nbytes].view(dtype) for of_slot in slots)
+        own = [piece for piece in pieces if starts[rank] <= piece.offset < starts[rank + 1]]
+        bucket = _Bucket(lengths, starts[:-1], pieces, own, send, gathered, np.zeros(lengths[rank], dtype))
+        state._buckets.append(bucket)
+        clips = any(group.options.clip_norm is not None for group in state._groups)
+        # With a limit for each leaf's norm, each has a factor of its own, and so a call of its own.
+        together = [[piece] for piece in own] if clips else [own]
+        state._units.append([_make_unit(state, bucket, of_unit, params, steps) for of_unit in together if of_unit])
+        for piece in own:
+            start, _ = state.slices.get(state._paths[piece.leaf], (piece.start, 0))
+            state.slices[state._paths[piece.leaf]] = start, piece.stop
+
+
+def _pieces_of(members: list[int], ends: list[int], parts: list[tuple[int, int]]) -> list[Piece]:
+    """The pieces of leaves, whose ends are `ends`, that some parts of all elements consist of."""
+    pieces = []
+    offset = 0
+    for start, stop in parts:
+        place = int(np.searchsorted(ends, start, side="right")) - 1
+        while start < stop:
+            end = min(ends[place + 1], stop)
+            if end > start:
+                pieces.append(Piece(members[place], start - ends[place], end - ends[place], offset))
+                offset += end - start
+                start = end
+            place += 1
+    return pieces
+
+
+def _make_unit(
+    state: ShardedState, bucket: _Bucket, pieces: list[Piece], params: list[NDArray[Any]] | None, steps: int
+) -> _Unit:
+    first = bucket.starts[state.comm.rank]
+    views, grads, sums, overrides = {}, {}, {}, {}
+    options = state.options.replace(
+        lr=0.0, maximize=False, clip_norm=None, clip_global_norm=None, on_nonfinite="propagate"
+    )
+    names = [field for field in OVERRIDABLE if field not in ("lr", "clip_norm")]
+    for piece in pieces:
+        count = piece.stop - piece.start
+        views[piece.leaf] = bucket.gathered[piece.offset : piece.offset + count]
+        views[piece.leaf][...] = 0 if params is None else _flat(params[piece.leaf])[piece.start : piece.stop]
+        grads[piece.leaf] = bucket.grad[piece.offset - first : piece.offset - first + count]
+        if options.accumulate > 1:
+            sums[piece.leaf] = np.zeros(count, bucket.grad.dtype)
+        index = state._leaf_groups[piece.leaf]
+        group = state._groups[index]
+        changes = {name: getattr(group.options, name) for name in names}
+        changes = {name: value for name, value in changes.items() if value != getattr(options, name)}
+        if group.rates is not None:
+            whole = broadcast_rates(group.rates, state._paths[piece.leaf], state._models[piece.leaf][0])
+            changes["lr"] = np.array(whole.flat[piece.start : piece.stop])
+        elif group.own_lr:
+            changes["lr"] = state._rates[index]
+        if changes:
+            overrides[str(piece.leaf)] = changes
+    kept = {name: getattr(options, name) for name in type(options).__dataclass_fields__} | {"accumulate": 1}
+    made = init_slice(views, overrides=overrides, **kept)
+    made.step = steps
+    return _Unit(made, pieces, views, grads, sums)
+
+
+def _flat(array: NDArray[Any]) -> Any:
+    """The elements in C order, to be read and written by slices."""
+    return array.reshape(-1) if array.flags.c_contiguous else array.flat
+
+
+# ---- saved ----
+
+
+def save(folder: str | os.PathLike[str], state: ShardedState) -> None:
+    """Write a state into a folder that all ranks see; all ranks call it.
+
+    Each rank writes its part, a checkpoint by itself. Then ``manifest.json`` is replaced, which names the parts: until
+    then the folder has the old checkpoint, from then on the new one. Parts that it does not name are removed last.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        It is made if it is not there. It holds one checkpoint.
+    state : ShardedState
+        A learning rate that is a function is not saved.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As `rmsprop_native.save`, in every rank: the old checkpoint is still there.
+    RuntimeError
+        If the state is inside a step.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> import rmsprop_native as rms
+    >>> from mpi4py import MPI
+    >>> from rmsprop_native.interop import mpi
+    >>> w = np.ones(3)
+    >>> state = mpi.init(w, comm=MPI.COMM_SELF, lr=0.5)
+    >>> folder = tempfile.mkdtemp()
+    >>> mpi.save(folder, state)
+    >>> rms.load(folder)
+    State(step=0, leaves=1, options=Options(lr=0.5, rho=0.9))
+    >>> mpi.load(folder, w, comm=MPI.COMM_SELF)
+    ShardedState(rank=0 of 1, step=0, leaves=1, options=Options(lr=0.5, rho=0.9))
+    """
+    if not isinstance(state, ShardedState):
+        raise TypeError(f"state must be a ShardedState, got {type(state).__name__}")
+    comm = state.comm
+    with state._claim:
+        place = ""
+        described: dict[str, Any] = {}
+        rates: list[NDArray[Any]] = []
+        with _agreed(comm) as facts:
+            place = os.fsdecode(folder)
+            facts |= {"call": "save", "step": state.step, "accumulated": state.accumulated}
+            described, rates = _described(state)
+            if comm.rank == 0:
+                os.makedirs(place, exist_ok=True)
+        token = comm.bcast(secrets.token_hex(8) if comm.rank == 0 else None, 0)
+        names = [f"part-{token}-{rank}.npz" for rank in range(comm.size)]
+        part = os.path.join(place, names[comm.rank])
+        try:
+            with _agreed(comm), replacing(part) as file:
+                write_content(file, part, *_part(state))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+        with _agreed(comm):
+            if comm.rank == 0:
+                missing = [name for name in names if not os.path.exists(os.path.join(place, name))]
+                if missing:
+                    raise ValueError(f"{place} has not {missing[:8]}: it must be one folder, which all ranks see")
+                parts = [(name, _shards(state, rank)) for rank, name in enumerate(names)]
+                with replacing(os.path.join(place, MANIFEST)) as file:
+                    file.write(write_manifest(described, rates, parts))
+        # If that failed, the new parts stay: nobody knows whether the manifest on disk is that which names them.
+        if comm.rank == 0:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(place):
+                    if is_part(name) and name not in names:
+                        os.unlink(os.path.join(place, name))
+        comm.Barrier()  # so that every rank finds the folder as it will stay
+
+
+def load(
+    folder: str | os.PathLike[str],
+    params: Any,
+    *,
+    comm: Any = MPI.COMM_WORLD,
+    reduction: str = "mean",
+    bucket_bytes: int = BUCKET_BYTES,
+    lr: float | Schedule | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+) -> ShardedState:
+    """The state that `save` wrote, in any number of ranks; all ranks of `comm` call it.
+
+    Each rank reads the parts that hold elements of its slice. `rmsprop_native.load` of the folder gives the state of
+    one machine, and needs no MPI.
+
+    Parameters
+    ----------
+    folder : str or path-like
+    params, comm, reduction, bucket_bytes
+        As for `init`. Leaves are matched by their paths.
+    lr, overrides
+        As for `rmsprop_native.load`: in place of what was saved, as it must be where that was a schedule.
+
+    Returns
+    -------
+    ShardedState
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As `rmsprop_native.load` and `init`, in every rank.
+
+    Examples
+    --------
+    See `save`.
+    """
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
+    state = None
+    with _agreed(comm) as facts:
+        facts["call"] = "load"
+        manifest = manifest_of(folder)
+        facts["the parts"] = [name for name, _ in manifest.parts]
+        content = manifest.content
+        state, arrays = _begin(params, comm, reduction, bucket_bytes, facts)
+        places = match_leaves(content.leaves, state._structure, arrays)
+        options, changes = options_of(content, manifest.rates, Given(lr, overrides))
+        _set_options(state, options, check_overrides(changes))
+        facts |= _facts_of_options(state.options, state.overrides)
+        _make_units(state, None, content.step)
+        seen = bytearray(len(places))
+        for leaf, flag in zip(places, content.seen, strict=True):
+            seen[leaf] = flag
+        state._claim.set_counts(content.step, content.skipped, content.accumulated, bytes(seen))
+        _fill(state, folder, manifest, places)
+    assert state is not None
+    return state
+
+
+def _fill(state: ShardedState, folder: Any, manifest: Manifest, places: list[int]) -> None:
+    """Read the own slice from the parts; `places` has the index of each saved leaf here."""
+    mine: dict[tuple[str, int], list[tuple[Piece, NDArray[Any]]]] = {}
+    for name in state.options.buffers:
+        for piece, array in state._buffer(name):
+            mine.setdefault((name, piece.leaf), []).append((piece, array))
+
+    def wanted(shard: Shard) -> bool:
+        start, stop = state.slices.get(state._paths[places[shard.leaf]], (0, 0))
+        return shard.start < stop and start < shard.stop
+
+    for name, shard, values in values_of(folder, manifest, wanted):
+        for piece, array in mine[name, places[shard.leaf]]:
+            start, stop = max(shard.start, piece.start), min(shard.stop, piece.stop)
+            if start < stop:
+                array[start - piece.start : stop - piece.start] = values[start - shard.start : stop - shard.start]
+
+
+def _counts(state: ShardedState) -> dict[str, int]:
+    return {"step": state.step, "skipped": state.skipped, "accumulated": state.accumulated}
+
+
+def _described(state: ShardedState) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """The whole state, as `content.describe` has it."""
+    leaves = [
+        Leaf(path, dtype, shape, axes, False)
+        for path, (shape, dtype, axes) in zip(state._paths, state._models, strict=True)
+    ]
+    return describe(
+        state.options, state.overrides, state._structure, leaves, _counts(state), state._claim.seen, plain=True
+    )
+
+
+def _part(state: ShardedState) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The slice of this rank as a state of its own, whose leaves are the pieces."""
+    shards = _shards(state, state.comm.rank)
+    names = [name_of(state._paths[shard.leaf], shard) for shard in shards]
+    leaves = [
+        Leaf(name, state._models[shard.leaf][1], (shard.stop - shard.start,), (0,), False)
+        for name, shard in zip(names, shards, strict=True)
+    ]
+    seen = bytes(state._claim.seen[shard.leaf] for shard in shards)
+    structure = flatten(dict.fromkeys(names, 0))[1]
+    described, _ = describe(state.options, {}, structure, leaves, _counts(state), seen, plain=True)
+    arrays = {
+        f"{name}/{i}": array for name in state.options.buffers for i, (_, array) in enumerate(state._buffer(name))
+    }
+    for shard, (_, array) in zip(shards, state._buffer("square_avg"), strict=True):
+        refuse_negative("square_avg", state._paths[shard.leaf], array)
+    return described, arrays
+
+
+def _shards(state: ShardedState, rank: int) -> list[Shard]:
+    """What a rank owns, in the order of its buckets."""
+    return [
+        Shard(piece.leaf, piece.start, piece.stop)
+        for bucket in state._buckets
+        for piece in bucket.pieces
+        if bucket.starts[rank] <= piece.offset < bucket.starts[rank] + bucket.counts[rank]
+    ]
+
+
+# ---- what a step is given ----
+
+
+def _gradients(state: ShardedState, grads: Any) -> list[NDArray[Any] | None]:
+    """The gradients as exact ndarrays, checked."""
+    arrays: list[NDArray[Any] | None] = []
+    leaves = list(state._structure.leaves(grads))
+    for path, leaf, (shape, dtype, _) in zip(state._paths, leaves, state._models, strict=True):
+        arrays.append(None if leaf is None else _gradient(path, leaf, shape, dtype))
+    return arrays
+
+
+def _gradient(path: str, leaf: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    name, owner = title("gradient", path), title("parameter", path)
+    if issubclass(type(leaf), RowGrad):
+        raise TypeError(f"{name} is a RowGrad, whose rows may be others in each rank: pass a dense array")
+    if not issubclass(type(leaf), np.ndarray):
+        raise refusal("not_an_array", name, leaf)
+    if issubclass(type(leaf), np.ma.MaskedArray):
+        raise refusal("masked", name, leaf)
+    array: NDArray[Any] = np.ndarray.view(leaf, np.ndarray)
+    if array.dtype != dtype:
+        raise refusal("other_dtype", name, array, dtype=dtype, owner=owner)
+    if array.shape != shape:
+        raise refusal("other_shape", name, array, shape=shape, owner=owner)
+    return array
+
+
+def _sliced(state: ShardedState, grads: Any) -> dict[int, NDArray[Any]]:
+    """For each leaf of which this rank owns a part the gradient of that part, checked."""
+    if not isinstance(grads, dict) or grads.keys() != state.slices.keys():
+        found = sorted(map(str, grads))[:8] if isinstance(grads, dict) else type(grads).__name__
+        raise ValueError(
+            f"the gradients must be a dict with the keys {sorted(state.slices)[:8]}, as slices has: {found}"
+        )
+    places = {path: i for i, path in enumerate(state._paths)}
+    made = {}
+    for path, (start, stop) in state.slices.items():
+        made[places[path]] = _gradient(path, grads[path], (stop - start,), state._models[places[path]][1])
+    return made
+
+
+def _check_params(state: ShardedState, params: Any) -> list[NDArray[Any]]:
+    leaves = list(state._structure.leaves(params, "parameter"))
+    arrays = _parameters(state._structure, leaves)
+    for path, array, (shape, dtype, _) in zip(state._paths, arrays, state._models, strict=True):
+        name = title("parameter", path)
+        if array.dtype != dtype:
+            raise refusal("other_dtype", name, array, dtype=dtype, owner="that of init()")
+        if array.shape != shape:
+            raise refusal("other_shape", name, array, shape=shape, owner="that of init()")
+        if not array.flags.writeable:
+            raise refusal("read_only", name, array)
+    if len(leaves) != len(state._checked) or any(map(lambda a, b: a is not b, leaves, state._checked)):
+        Plan(state._structure, Claim(len(leaves)), arrays, (), leaves)  # refuses those that overlap
+        state._checked = leaves
+    return arrays
+
+
+def _check_overlap(paths: list[str], params: list[NDArray[Any]], grads: Iterable[tuple[int, NDArray[Any]]]) -> None:
+    """Refuse a gradient that shares memory with a parameter."""
+    bounds = sorted((*np.lib.array_utils.byte_bounds(array), i) for i, array in enumerate(params) if array.size)
+    starts = [low for low, _, _ in bounds]
+    furthest = list(itertools.accumulate((high for _, high, _ in bounds), max))
+    for leaf, grad in grads:
+        if not grad.size:
+            continue
+        low, high = np.lib.array_utils.byte_bounds(grad)
+        place = int(np.searchsorted(starts, high)) - 1
+        while place >= 0 and furthest[place] > low:
+            i = bounds[place][2]
+            if bounds[place][1] > low and np.shares_memory(grad, params[i]):
+                other = title("parameter", paths[i])
+                raise refusal("overlap", title("gradient", paths[leaf]), grad, other=other)
+            place -= 1
+
+
+def _check_numbers(state: ShardedState, lr: object, grad_scale: object) -> tuple[float, float, list[float]]:
+    """The learning rate and factor of a call, and the rate of each group; schedules are called."""
+    rate = None if lr is None else check_lr(lr)
+    scale = check_number("grad_scale", grad_scale)
+    rates = [resolve_lr(group.options, None if group.own_lr else rate, state.step) for group in state._groups]
+    dtypes = {np.empty(0, dtype).real.dtype for _, dtype, _ in state._models}
+    for group, its_rate in zip(state._groups, rates, strict=True):
+        for dtype in dtypes:
+            check_dtype(group_of(group.options, its_rate, scale), group.options, dtype)
+    return rates[0], scale, rates
+
+
+# ---- the step ----
+
+
+def update_(params: Any, grads: Any, state: ShardedState, *, lr: float | None = None, grad_scale: float = 1.0) -> Any:
+    """Take one RMSProp step in place; all ranks of the state's communicator call it.
+
+    Parameters
+    ----------
+    params : numpy.ndarray or nested container of them
+        All parameters, the same in every rank. They are written, and the same in every rank again.
+    grads : numpy.ndarray or nested container of them
+        What ``state.reduction`` says: in the structure of `params` with None, in every rank, where there is no
+        gradient; or this rank's slice. No RowGrad.
+    state : ShardedState
+    lr, grad_scale : float, optional
+        As for `rmsprop_native.update_`, the same in every rank.
+
+    Returns
+    -------
+    numpy.ndarray or nested container of them
+        `params` itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rmsprop_native.update_`, with the rank where it is so; or if the ranks do not agree about the numbers or
+        which gradients are None.
+    FloatingPointError
+        If a gradient, after the reduction, is not finite and ``on_nonfinite`` is "raise".
+    RuntimeError
+        If another thread is inside a step of the same state.
+
+    Notes
+    -----
+    Whatever is raised, but for the last, is raised in every rank, and nothing has been written in any. What fails in
+    one rank later, such as the network, ends all ranks (``MPI_Abort``). The parameters are those of
+    `rmsprop_native.update_` with the reduced gradients, to the bit; with a limit on norms the sums of squares are added
+    in another order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mpi4py import MPI
+    >>> from rmsprop_native.interop import mpi
+    >>> w = np.array([1.0, -2.0])
+    >>> state = mpi.init(w, comm=MPI.COMM_SELF, lr=0.5, rho=0.75, eps=0.0)
+    >>> mpi.update_(w, np.array([2.0, 2.0]), state)
+    array([ 0., -3.])
+    """
+    if not isinstance(state, ShardedState):
+        raise TypeError(f"state must be a ShardedState, which mpi.init() makes, got {type(state).__name__}")
+    with state._claim:
+        step: _Step | None = None
+        with _agreed(state.comm) as facts:
+            arrays = _check_params(state, params)
+            rate, scale, rates = _check_numbers(state, lr, grad_scale)
+            if state.reduction == "sliced":
+                whole: list[NDArray[Any] | None] = []
+                part = _sliced(state, grads)
+                present = [True] * len(state._paths)
+                _check_overlap(state._paths, arrays, part.items())
+            else:
+                whole, part = _gradients(state, grads), {}
+                present = [grad is not None for grad in whole]
+                _check_overlap(state._paths, arrays, [(i, grad) for i, grad in enumerate(whole) if grad is not None])
+            facts |= {"call": "update_", "step": state.step, "accumulated": state.accumulated, "lr": rates}
+            facts |= {"grad_scale": scale, "which gradients are None": [i for i, has in enumerate(present) if not has]}
+            step = _Step(state, arrays, whole, part, present, rate, -scale if state.options.maximize else scale)
+        with _no_way_back(state.comm), np.errstate(all="ignore"):
+            for at, value in zip(state._rates, rates, strict=True):
+                at.value = value
+            found = step.run()
+    if found is not None:
+        raise found
+    return params
+
+
+class _Step:
+    """One step, after all ranks agreed about it."""
+
+    def __init__(
+        self,
+        state: ShardedState,
+        params: list[NDArray[Any]],
+        grads: list[NDArray[Any] | None],
+        part: dict[int, NDArray[Any]],
+        present: list[bool],
+        lr: float,
+        scale: float,
+    ) -> None:
+        self.state, self.comm, self.options = state, state.comm, state.options
+        self.params = [_flat(array) for array in params]
+        self.grads = [None if grad is None else _flat(grad) for grad in grads]
+        self.part = part
+        self.present = present
+        self.lr, self.scale = lr, scale
+        self.clips = self.options.clip_global_norm is not None or any(
+            group.options.clip_norm is not None for group in state._groups
+        )
+        self.factor = 1.0
+        self.factors: dict[int, float] = {}
+        self.gathers: list[tuple[_Bucket, Any] | None] = [None] * _SLOTS
+
+    def run(self) -> FloatingPointError | None:
+        """Take the step; an error that all ranks found is returned, with nothing written."""
+        o, claim = self.options, self.state._claim
+        buckets = self.state._buckets
+        # Where all gradients decide whether or how far to step, no bucket can be stepped before the last is reduced.
+        at_once = not self.clips and o.on_nonfinite == "propagate" and o.accumulate == 1
+        request = self._reduce(0) if buckets else None
+        for k in range(len(buckets)):
+            following = self._reduce(k + 1) if k + 1 < len(buckets) else None
+            self._finish_reduce(k, request)
+            request = following
+            if at_once:
+                self._step_bucket(k)
+        if not at_once:
+            if o.on_nonfinite != "propagate" and (bad := self._nonfinite()) is not None:
+                if o.on_nonfinite == "raise":
+                    return bad
+                claim.set_counts(claim.steps, claim.skipped + 1, claim.accumulated, claim.seen)
+                return None
+            if o.accumulate > 1 and not self._accumulate():
+                return None
+            if self.clips:
+                self._clip()
+            for k in range(len(buckets)):
+                self._step_bucket(k)
+        for k in range(len(buckets), len(buckets) + _SLOTS):
+            self._finish_gather(k % _SLOTS)
+        if o.accumulate > 1:
+            for _, array in self.state._buffer("grad_sum"):
+                array[...] = 0
+        claim.set_counts(claim.steps + 1, claim.skipped, 0, bytes(len(self.present)))
+        return None
+
+    def _reduce(self, k: int) -> Any:
+        """Begin to form the own slice of the reduced gradients of a bucket."""
+        bucket = self.state._buckets[k]
+        reduction = self.state.reduction
+        if reduction in ("none", "sliced"):
+            first = bucket.starts[self.comm.rank]
+            for piece in bucket.own:
+                grad, start, stop = None, piece.start, piece.stop
+                if reduction == "none":
+                    grad = self.grads[piece.leaf]
+                else:
+                    skipped = self.state.slices[self.state._paths[piece.leaf]][0]
+                    grad, start, stop = self.part[piece.leaf], start - skipped, stop - skipped
+                if grad is not None:
+                    bucket.grad[piece.offset - first : piece.offset - first + stop - start] = grad[start:stop]
+            return None
+        for piece in bucket.pieces:
+            grad = self.grads[piece.leaf]
+            place = slice(piece.offset, piece.offset + piece.stop - piece.start)
+            bucket.send[place] = 0 if grad is None else grad[piece.start : piece.stop]
+        counts = [count * _reals(bucket.send) for count in bucket.counts]
+        sent, received = _as_reals(bucket.send), _as_reals(bucket.grad)
+        mpi_type = _TYPES[sent.dtype]
+        return self.comm.Ireduce_scatter([sent, mpi_type], [received, mpi_type], counts, MPI.SUM)
+
+    def _finish_reduce(self, k: int, request: Any) -> None:
+        if request is None:
+            return
+        request.Wait()
+        if self.state.reduction == "mean":
+            reals = _as_reals(self.state._buckets[k].grad)
+            reals /= reals.dtype.type(self.comm.size)
+
+    def _step_bucket(self, k: int) -> None:
+        """Step the own slice of a bucket, and begin to send it."""
+        bucket, slot = self.state._buckets[k], k % _SLOTS
+        self._finish_gather(slot)
+        for piece in bucket.own:
+            place = slice(piece.offset, piece.offset + piece.stop - piece.start)
+            bucket.gathered[place] = self.params[piece.leaf][piece.start : piece.stop]
+        for unit in self.state._units[k]:
+            grads = unit.sums or unit.grads
+            given = {leaf: grads[leaf] if self.present[leaf] else None for leaf in grads}
+            scale = self.scale * self.factors.get(unit.pieces[0].leaf, self.factor)
+            update_slice(unit.params, given, unit.state, lr=self.lr, grad_scale=scale)
+        reals = _reals(bucket.gathered)
+        counts, starts = ([reals * number for number in numbers] for numbers in (bucket.counts, bucket.starts))
+        received = _as_reals(bucket.gathered)
+        self.gathers[slot] = (
+            bucket,
+            self.comm.Iallgatherv(MPI.IN_PLACE, [received, counts, starts, _TYPES[received.dtype]]),
+        )
+
+    def _finish_gather(self, slot: int) -> None:
+        pending, self.gathers[slot] = self.gathers[slot], None
+        if pending is None:
+            return
+        bucket, request = pending
+        request.Wait()
+        for piece in bucket.pieces:
+            place = slice(piece.offset, piece.offset + piece.stop - piece.start)
+            self.params[piece.leaf][piece.start : piece.stop] = bucket.gathered[place]
+
+    # ---- what all gradients decide ----
+
+    def _pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The own gradients that this step is given or has accumulated, and their leaves."""
+        for units in self.state._units:
+            for unit in units:
+                yield from ((leaf, grad) for leaf, grad in (unit.sums or unit.grads).items() if self.present[leaf])
+
+    def _nonfinite(self) -> FloatingPointError | None:
+        """The error for the first gradient with elements that are not finite; the same in every rank."""
+        counts: dict[int, int] = {}
+        for units in self.state._units:
+            for unit in units:
+                for leaf, grad in unit.grads.items():
+                    if self.present[leaf] and (bad := grad.size - int(np.count_nonzero(np.isfinite(grad)))):
+                        counts[leaf] = counts.get(leaf, 0) + bad
+        none = len(self.present)
+        first = min(counts, default=none)
+        every = np.empty((self.comm.size, 2), np.int64)
+        self.comm.Allgather(np.array([first, counts.get(first, 0)], np.int64), every)
+        leaf = int(every[:, 0].min())
+        if leaf == none:
+            return None
+        count = int(every[every[:, 0] == leaf, 1].sum())
+        name, size = title("gradient", self.state._paths[leaf]), self.state._sizes[leaf]
+        return FloatingPointError(f"{name} has {count} of {size} elements that are not finite")
+
+    def _accumulate(self) -> bool:
+        """Add the gradients to the sums; whether a step is due, whose gradients they are then."""
+        claim = self.state._claim
+        for units in self.state._units:
+            for unit in units:
+                for leaf, total in unit.sums.items():
+                    if self.present[leaf]:
+                        reals, grad = _as_reals(total), _as_reals(unit.grads[leaf])
+                        grad *= reals.dtype.type(self.scale)
+                        reals += grad
+        seen = bytes(old | new for old, new in zip(claim.seen, self.present, strict=True))
+        claim.set_counts(claim.steps, claim.skipped, claim.accumulated + 1, seen)
+        self.present = [bool(flag) for flag in seen]
+        self.scale = 1.0 / self.options.accumulate
+        return claim.accumulated == self.options.accumulate
+
+    def _clip(self) -> None:
+        """Set the factor of each leaf; sums of squares of ranks are added in the order of ranks, so that all agree."""
+        limit = self.options.clip_global_norm
+        own: dict[int, NDArray[np.float64]] = {}
+        for leaf, grad in self._pieces():
+            key = leaf if limit is None else 0
+            own[key] = own.get(key, np.zeros(2)) + np.array([_sumsq(grad, 1.0), _sumsq(grad, _DOWN)])
+        totals: dict[int, NDArray[np.float64]] = {}
+        for of_rank in self.comm.allgather(own):
+            for key, sums in of_rank.items():
+                totals[key] = totals.get(key, np.zeros(2)) + sums
+        if limit is not None:
+            self.factor = self._factor(totals.get(0, np.zeros(2)), limit)
+            return
+        for leaf, _ in self._pieces():
+            of_leaf = self.state._groups[self.state._leaf_groups[leaf]].options.clip_norm
+            if of_leaf is not None:
+                self.factors[leaf] = self._factor(totals[leaf], of_leaf)
+
+    def _factor(self, sums: NDArray[np.float64], limit: float) -> float:
+        return clip_factor(float(sums[0]), float(sums[1]), limit, self.scale)
+
+
+def _reals(array: NDArray[Any]) -> int:
+    return 2 if array.dtype.kind == "c" else 1
+
+
+def _as_reals(array: NDArray[Any]) -> NDArray[Any]:
+    return array.view(array.real.dtype)
+
+
+def _sumsq(grad: NDArray[Any], scale: float) -> float:
+    """The sum of squares of ``scale * grad`` in double."""
+    reals = _as_reals(grad)
+    total = 0.0
+    for start in range(0, len(reals), _BLOCK):
+        block = reals[start : start + _BLOCK].astype(np.float64)
+        block *= scale
+        total += float(np.square(block, out=block).sum())
+    return total
