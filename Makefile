@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
-PY_FILES := src tests examples bench
+PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick bench bench-quick lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick bench bench-quick docs lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -75,11 +75,14 @@ bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## 
 	done
 	$(BIN)/python bench/report.py $(SAVED)/*.json $(if $(filter bench,$@),--page docs/performance.md)
 
+docs: $(VENV)/docs.group $(VENV)/installed ## build the pages into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)
 	$(BIN)/ruff format --check $(PY_FILES)
 	$(BIN)/mypy
-	$(BIN)/cython-lint src
+	$(BIN)/cython-lint src examples/embed
 	$(BIN)/clang-format --dry-run --Werror src/c/*.[ch] tests/c/*.[ch]
 
 format: $(VENV)/lint.group ## write code the way lint wants it
@@ -87,8 +90,19 @@ format: $(VENV)/lint.group ## write code the way lint wants it
 	$(BIN)/ruff format $(PY_FILES)
 	$(BIN)/clang-format -i src/c/*.[ch] tests/c/*.[ch]
 
-wheel: $(VENV)/build.group ## build a wheel into dist/
-	$(PIP) wheel --no-deps --wheel-dir dist .
+# Repaired for the oldest glibc that it runs with, without libgomp in it: the system's is the one that other libraries
+# use, and threads are our own.
+wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and wheel into dist/, check both, and try the wheel with NumPy alone
+	rm -rf dist build/wheel && mkdir -p build/wheel/source
+	git archive HEAD | tar -x -C build/wheel/source # what is committed, and no walk through .venv
+	$(BIN)/python -m build --outdir build/wheel build/wheel/source
+	$(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(PYTHON) -m venv build/wheel/alone
+	build/wheel/alone/bin/python -m pip --disable-pip-version-check --quiet install dist/*.whl
+	cd build/wheel && alone/bin/python -c 'import numpy as np, rmsprop_native as rms; w = np.ones(3); s = rms.init(w, lr=0.1); [rms.update_(w, 2 * w, s) for _ in range(20)]; assert abs(w).max() < 0.2; rms.bench(0)'
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist .*_cache

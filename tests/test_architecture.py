@@ -230,6 +230,62 @@ def test_examples_of_the_docs_run(page):
     assert doctest.testfile(str(page), module_relative=False).failed == 0
 
 
+def test_every_public_name_is_on_the_api_page():
+    page = (ROOT / "docs" / "api.md").read_text()
+    named = set(re.findall(r"^\.\. auto(?:function|class|data):: (.+)$", page, re.MULTILINE))
+    assert set(rms.__all__) - {"__version__"} <= named
+    for path in INTEROP:
+        names = re.search(r"^__all__ = (\[.*?\])", path.read_text(), re.MULTILINE | re.DOTALL)
+        if names and not path.stem.startswith("_"):
+            assert {f"rmsprop_native.interop.{path.stem}.{name}" for name in ast.literal_eval(names[1])} <= named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_python_of_the_docs_goes_untested(page):
+    """Blocks that are only indented are formulas and commands; the tests run those within fences."""
+    outside = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^ {4}(?:>>>|import |from |\w+ = rms\.).*", outside, re.MULTILINE)
+
+
+def test_every_figure_has_a_script_and_a_page():
+    writers = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    writers |= set(re.findall(r'"(\w+)\.png"', "".join(path.read_text() for path in (ROOT / "bench").glob("*.py"))))
+    pages = "".join(page.read_text() for page in (ROOT / "README.md", *PAGES))
+    for figure in (ROOT / "docs" / "images").iterdir():
+        assert figure.stem in writers, figure.name
+        assert f"images/{figure.name})" in pages, figure.name
+
+
+README_ROWS = {
+    "one array of 64": ("64 f32", 1),
+    "1000 arrays of 64": ("1000 x 64 f32", 1),
+    "one of 64 Ki, in the caches": ("64 Ki f32", 1),
+    "one of 16 Mi, in memory": ("16 Mi f32", 1),
+    "the arrays of ResNet-50": ("ResNet-50 f32", 1),
+    "one of 16 Mi, two threads": ("16 Mi f32", 2),
+}
+
+
+@pytest.mark.parametrize("row", README_ROWS)
+def test_readme_has_the_figures_of_the_page(row):
+    """After make bench the table of the README is to be written anew from the one of docs/performance.md."""
+    case, threads = README_ROWS[row]
+    page = (ROOT / "docs" / "performance.md").read_text()
+
+    def cells(line):
+        return [cell.strip() for cell in line.strip("|").split("|")]
+
+    names = cells(re.search(r"^\| case +\|.*$", page, re.MULTILINE)[0])
+    measured = cells(re.search(rf"^\| {case} +\| {threads} thread.*$", page, re.MULTILINE)[0])
+    times = dict(zip(names, measured, strict=True))
+    shown = cells(re.search(rf"^\| {row} \|.*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0])[1:]
+    numba = "numba prange" if "(prange)" in shown[2] else "numba"
+    peers = ("ours", "numpy", numba, "torch", "torch.compile", "torch fused adagrad")
+    for cell, peer in zip(shown, peers, strict=True):
+        assert cell.replace(" (prange)", "").strip("*") == times[peer], peer
+        assert ("**" in cell) == (peer != "ours" and times[peer] != "-" and float(times[peer]) < 1), peer
+
+
 def test_import_brings_numpy_only():
     """The one run-time dependency is NumPy."""
     code = """

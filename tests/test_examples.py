@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,20 @@ def test_linear_regression(tmp_path):
     assert float(first["True"]) == 0.02
     assert float(first["False"]) == 0.2
     assert all(abs(float(weight) - 2) < 0.1 for weight in re.findall(r"last weight (\d\.\d+)", printed))
+
+
+def test_ravine(tmp_path):
+    printed = run("ravine.py", tmp_path)
+    slow, zigzag, rmsprop = map(float, re.findall(r": loss (\d+\.\d+) after 60 steps", printed))
+    assert rmsprop < zigzag < slow
+
+
+def test_rho(tmp_path):
+    printed = run("rho.py", tmp_path)
+    found = re.findall(r"after (\d+) steps, longest step (\d+\.\d+) lr", printed)
+    delays, lengths = zip(*((int(delay), float(length)) for delay, length in found), strict=True)
+    assert delays[0] < delays[1] < delays[2]
+    assert lengths[0] < lengths[1] < lengths[2]
 
 
 def test_forgetting_factor(tmp_path):
@@ -119,6 +134,21 @@ def test_resume(tmp_path):
     assert "losses, parameters and state the same to the bit: yes" in printed
     killed = re.search(r"killed after batches (\d+), (\d+) of 200", printed)
     assert 0 < int(killed[1]) < int(killed[2]) < 200
+
+
+def test_embed(tmp_path):
+    """It is built as a user builds it, against what is installed, and not against the sources."""
+    for path in (EXAMPLES / "embed").iterdir():
+        if path.suffix in (".py", ".pyx"):
+            shutil.copy(path, tmp_path)
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "compare.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert "the same to the bit: yes" in printed
+    first, last = re.search(r"^loss (\d+\.\d+) -> (\d+\.\d+)$", printed, re.MULTILINE).groups()
+    assert float(last) < 0.1 < float(first)
 
 
 def test_keras_mlp_without_keras(tmp_path):

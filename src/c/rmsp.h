@@ -2,7 +2,7 @@
  *
  * C99, no Python, no allocation, no I/O. How to use it:
  *   1. Fill a rmsp_plan: its leaves and slots (shape, type, state arrays of each parameter), groups of coefficients
- *      (rmsp_group_of), rules and counts.
+ *      (rmsp_group_refresh), rules and counts.
  *   2. At each step describe the arrays (rmsp_array) and call rmsp_bind: it finds how they lie, or refuses with a
  *      reason. Nothing has been written then. rmsp_bind_again is its short form for arrays that were bound before.
  *   3. Call rmsp_step: the whole transaction (non-finite check, accumulation, norms, step, averages, counts).

@@ -22,6 +22,7 @@ Functions
     rmsprop(p, g, v, ...)           a step as a NumPy ufunc, for buffers of your own; also rmsprop_momentum,
                                     rmsprop_centered, rmsprop_centered_momentum
     show_config()                   what runs here, and why; bench() measures it
+    get_include()                   the C headers, for steps without Python in Cython modules
     num_threads(), set_num_threads(n), isa(), use_isa(name)     how it runs; results stay the same
 Classes
     RMSProp     parameters and their state in one object, with step(grads)
@@ -40,7 +41,7 @@ from rmsprop_native.functional import update, update_
 from rmsprop_native.optimizer import RMSProp
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS
-from rmsprop_native.runtime import __version__, isa, num_threads, set_num_threads, show_config, use_isa
+from rmsprop_native.runtime import __version__, get_include, isa, num_threads, set_num_threads, show_config, use_isa
 from rmsprop_native.state import State, from_state_dict, init
 from rmsprop_native.ufuncs import rmsprop, rmsprop_centered, rmsprop_centered_momentum, rmsprop_momentum
 
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "bench",
     "from_state_dict",
+    "get_include",
     "init",
     "isa",
     "load",

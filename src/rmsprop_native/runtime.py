@@ -25,7 +25,26 @@ _VARIABLES = (
 
 _why_isa = _FASTEST
 
-__all__ = ["__version__", "isa", "num_threads", "set_num_threads", "show_config", "use_isa"]
+__all__ = ["__version__", "get_include", "isa", "num_threads", "set_num_threads", "show_config", "use_isa"]
+
+
+def get_include() -> str:
+    """The folder of the C headers, for Cython modules that take steps without Python.
+
+    Returns
+    -------
+    str
+        The path, for ``include_dirs`` of an extension module that does ``cimport rmsprop_native._core``.
+        docs/embed.md has an example.
+
+    Examples
+    --------
+    >>> import os
+    >>> import rmsprop_native as rms
+    >>> "rmsp.h" in os.listdir(rms.get_include())
+    True
+    """
+    return os.path.join(os.path.dirname(__file__), "include")
 
 
 def isa() -> str:
