@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick bench bench-quick docs lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick analyze cross memcheck hardening bench bench-quick docs lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -54,6 +54,50 @@ sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recording
 	$(call PYTEST_WITH,address) $(UNOPTIMISED) $(QUICK)
 	$(call PYTEST_WITH,address) $(WITH_TORCH)
 	$(call PYTEST_WITH,thread) -m threads
+
+# What gcc finds along all paths of the C library, and that it is standard C99 without each optional feature of a
+# system. gcc 12 takes an array that memcpy fills in a loop for uninitialised; valgrind and the sanitizers watch that.
+C99 = -std=c99 -pedantic -Wall -Wextra -Werror -Isrc/c -DRMSP_ISA=baseline
+FEATURES = -URMSP_HAVE_PTHREADS -DRMSP_NO_FENV -DRMSP_HAVE_PTHREADS "-DRMSP_HAVE_PTHREADS -DRMSP_HAVE_AFFINITY" \
+  "-DRMSP_HAVE_PTHREADS -DRMSP_HAVE_SIGMASK" "-DRMSP_HAVE_PTHREADS -DRMSP_HAVE_ATFORK"
+analyze: ## static analysis of the C library by gcc, and builds without each optional feature
+	for features in $(FEATURES); do \
+	  for file in src/c/*.c; do $(CC) $(C99) $$features -fsyntax-only $$file || exit 1; done; \
+	done
+	for file in src/c/*.c; do \
+	  gcc $(C99) -O1 -fanalyzer -Wno-analyzer-use-of-uninitialized-value -c $$file -o /dev/null || exit 1; \
+	done
+
+HARDENING = build/hardening
+# Of Debian: qemu-user, and for each machine gcc-MACHINE-linux-gnu and its libc6-dev-*-cross. QEMU's emulation of a
+# process ends when a child is forked beside threads, so that test_threads runs on this machine only. Excess precision
+# would change bits: i686 computes with SSE2, s390x as the types say.
+MACHINES = aarch64 s390x riscv64 i686
+EMULATOR_i686 = qemu-i386
+C_FLAGS_i686 = -msse2 -mfpmath=sse
+C_FLAGS_s390x = -fexcess-precision=fast
+cross: $(MACHINES:%=cross-%) ## the C tests for AArch64, s390x (big-endian), riscv64 and i686, under emulation
+cross-%: $(VENV)/build.group
+	$(BIN)/cmake -S . -B build/cross/$* -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_C_COMPILER=$*-linux-gnu-gcc -DCMAKE_C_FLAGS="$(C_FLAGS_$*)" \
+	  -DCMAKE_EXE_LINKER_FLAGS=-static -DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(EMULATOR_$*),qemu-$*)
+	$(BIN)/cmake --build build/cross/$*
+	$(BIN)/ctest --test-dir build/cross/$* --output-on-failure -E test_threads --output-junit $(CURDIR)/$(HARDENING)/$*.xml
+
+memcheck: $(VENV)/build.group ## the C tests under valgrind
+	$(BIN)/cmake -S . -B build/memcheck -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF -DCMAKE_BUILD_TYPE=Debug \
+	  "-DCMAKE_CROSSCOMPILING_EMULATOR=valgrind;--quiet;--error-exitcode=1;--leak-check=full" \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(shell uname -m)
+	$(BIN)/cmake --build build/memcheck
+	$(BIN)/ctest --test-dir build/memcheck --output-on-failure -E test_threads --timeout 900 \
+	  --output-junit $(CURDIR)/$(HARDENING)/valgrind.xml
+
+# The long forms. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of the page.
+hardening: analyze cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
+	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
+	RMSP_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/test_functional.py -k test_anything_with_anything \
+	  --junitxml=$(HARDENING)/random.xml
+	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md
 
 # The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a
 # process of its own; report.py joins the saved JSON.

@@ -25,7 +25,7 @@ SOURCE = ROOT / "src"
 LEVELS = (
     ("__init__", "__main__"),
     ("interop",),
-    ("optimizer", "checkpoint", "_bench"),
+    ("optimizer", "checkpoint", "_bench", "_check"),
     ("functional", "ufuncs", "runtime"),
     ("_functional",),
     ("state",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import hypothesis.extra.numpy as hnp
@@ -26,7 +27,8 @@ TREES = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+# make hardening tries more.
+@settings(max_examples=int(os.environ.get("RMSP_EXAMPLES", "300")), deadline=None)
 @given(data=st.data(), options=option_sets(), seed=st.integers(0, 2**32 - 1))
 def test_anything_with_anything(data, options, seed):
     """Any options, trees, dtypes, layouts; gradients missing, of rows or not finite: the bits of the reference."""

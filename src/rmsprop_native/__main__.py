@@ -1,11 +1,13 @@
-"""The command line: `python -m rmsprop_native` shows the configuration, `python -m rmsprop_native bench` measures."""
+"""The command line: `python -m rmsprop_native` shows the configuration; bench and check are its other commands."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from rmsprop_native._bench import bench
+from rmsprop_native._check import check
 from rmsprop_native.runtime import show_config
 
 if TYPE_CHECKING:
@@ -19,7 +21,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser("config", help="show what this installation is and how it runs; so does no command at all")
     timing = commands.add_parser("bench", help="measure the step here beside NumPy, and Numba and torch if installed")
     timing.add_argument("--seconds", type=float, default=6.0, help="about how long to measure (default: %(default)s)")
+    commands.add_parser("check", help="compare the bits of every instruction set here with those of the specification")
     arguments = parser.parse_args(argv)
+    if arguments.command == "check":
+        wrong = check()
+        print("".join(f"other bits: {what}\n" for what in wrong) or "all bits as specified\n", end="")
+        sys.exit(1 if wrong else 0)
     if arguments.command != "bench":
         show_config()
         return
