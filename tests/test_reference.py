@@ -432,7 +432,15 @@ def test_coefficients_are_the_reference_s_own():
         assert not (isinstance(node, ast.Import) and any("rmsprop_native" in name.name for name in node.names))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rmsprop_native"):
             taken.setdefault(node.module.partition(".")[2], set()).update(alias.name for alias in node.names)
-    assert set().union(*taken.values()) == {"Options", "RowGrad", "Tree", "flatten", "make_options", "title"}
+    assert set().union(*taken.values()) == {
+        "Options",
+        "RowGrad",
+        "Tree",
+        "bfloat16",
+        "flatten",
+        "make_options",
+        "title",
+    }
     assert not any("coefficients" in module for module in taken)
     attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not attributes & {"coefficients", "variant", "buffers"}

@@ -150,6 +150,11 @@ typedef void rmsp_lerp_fn(size_t n, void *y, const void *x, double a, double b);
 /* How many of n / reals numbers of so many reals are NaN or infinite in any of them; reals divides n. */
 typedef size_t rmsp_nonfinite_fn(size_t n, const void *x, size_t reals);
 
+/* n elements from bfloat16 to float32, exactly; and at most RMSP_BLOCK back by stochastic rounding, with the random
+ * bits of elements `first` and those after it in a stream (rmsp_storage.h). */
+typedef void rmsp_widen_fn(size_t n, const uint16_t *from, float *to);
+typedef void rmsp_narrow_fn(size_t n, const float *from, uint16_t *to, uint32_t stream, size_t first);
+
 /* What the leaves of a group share. */
 typedef struct rmsp_group {
     rmsp_momentum momentum;
@@ -329,6 +334,8 @@ typedef struct rmsp_extra {
     double clip;            /* factor on the gradient, 1 but for clipping by norm */
     const double *lrs; /* NULL, or the learning rates: one for lr_run elements that follow each other in square_avg */
     size_t lr_run;
+    int has_bf16; /* whether square_avg is bfloat16, beside float32 arrays; it is in C order then, as the strides of the
+                   * slot are, which count 4 bytes an element for it too */
 } rmsp_extra;
 
 /* One parameter and what belongs to it. A leaf without a gradient has a NULL there, and nothing of it moves. */
@@ -351,6 +358,7 @@ typedef struct rmsp_slot {
     /* Set by binding. */
     unsigned param_flags, grad_flags; /* what rmsp_bind_again asks for; no array has RMSP_NEVER */
     uintptr_t low, high;              /* the bytes of the parameter */
+    ptrdiff_t bf16_pairs;             /* n / 2, rounded up */
     const void *clear;                /* the dense gradient that was last found to overlap nothing written */
 } rmsp_slot;
 #define RMSP_NEVER 0x80000000u
@@ -371,8 +379,9 @@ typedef struct rmsp_rules {
     double grad_scale;       /* of the gradients that are accumulated */
     double clip_global_norm; /* or INFINITY */
     rmsp_nonfinite nonfinite;
-    int clips;    /* whether any gradient's norm has a limit */
-    int averages; /* whether there are averaged weights */
+    int clips;     /* whether any gradient's norm has a limit */
+    int averages;  /* whether there are averaged weights */
+    uint64_t seed; /* of stochastic rounding */
 } rmsp_rules;
 
 /* What a plan's owner keeps beyond it. */
@@ -560,6 +569,10 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
  * begins, `size` the size of its elements. */
 void rmsp_gather_numbers(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
                          const double *numbers, size_t run, double *to);
+
+/* The same places themselves: the element of array k that each is, counted in elements of `size` bytes. */
+void rmsp_gather_elements(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
+                          size_t *to);
 
 /* Instruction sets. Until rmsp_isa_init, called once and by one thread, there is only the baseline; after it,
  * those compiled in and present on this machine, best first, and the first one is active. */

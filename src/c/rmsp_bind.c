@@ -351,7 +351,9 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     if (has_rows) leaf->n = slot->shape[0] == 0 ? 0 : slot->n / (size_t)slot->shape[0];
     leaf->array[RMSP_PARAM] = param->data;
     leaf->array[RMSP_GRAD] = has_grad ? grad->data : NULL;
-    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL ? extra : NULL;
+    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL || extra->has_bf16
+                      ? extra
+                      : NULL;
     extra->clip = 1;
 
     /* Arrays like these are bound again by rmsp_bind_again: dense in one order, in C order where norms are summed. */
@@ -411,6 +413,7 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *const 
         if (param->problem == RMSP_ABSENT) return leave_out(plan, i);
         TRY(bind_buffers(plan, i, arrays, where));
     }
+    slot->bf16_pairs = (ptrdiff_t)(slot->n / 2 + slot->n % 2);
     assert(slot->n == 0 || grads == NULL || plan->leaves[i].array[RMSP_SQUARE_AVG] != NULL);
     TRY(check_array(param, slot));
     if (!(param->flags & RMSP_WRITABLE) && (seen || grads == NULL || grad->problem != RMSP_ABSENT))
@@ -471,6 +474,12 @@ static rmsp_array written_array(const rmsp_plan *plan, const rmsp_array *const a
     if (arrays[k] != NULL) return arrays[k][i];
     rmsp_array array = {.shape = slot->shape, .strides = slot->strides, .ndim = slot->ndim, .type = slot->type};
     array.data = *buffer_of(plan, i, k);
+    if (k == RMSP_SQUARE_AVG && plan->extras[i].has_bf16) { /* as numbers of twice the size, half as many */
+        static const ptrdiff_t stride = 2 * sizeof(uint16_t);
+        array.shape = &slot->bf16_pairs;
+        array.strides = &stride;
+        array.ndim = 1;
+    }
     return array;
 }
 

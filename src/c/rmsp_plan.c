@@ -11,6 +11,7 @@
 
 #include "rmsp_atomic.h"
 #include "rmsp_isa.h"
+#include "rmsp_storage.h"
 #include "rmsp_threads.h"
 
 /* 2 us of work on one core, in cache. */
@@ -174,6 +175,62 @@ static void step_rates_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
     }
 }
 
+/* A step with a bfloat16 square_avg: a block of it becomes float32, which is stepped and rounded. */
+typedef struct bf16_context {
+    rmsp_block_fn *step; /* of a block with a float32 square_avg; the block is to be written at once */
+    void *context;
+    rates *rates; /* those of `context`, or NULL */
+    const rmsp_isa *isa;
+    uint16_t *square_avg; /* of the whole leaf */
+    uint32_t stream;
+    size_t first; /* the element of the leaf at which this block, or `order`, begins */
+    const rmsp_layout *order;
+    size_t done; /* elements of the order before this block */
+} bf16_context;
+
+/* n elements of a leaf in C order, from c->first on. */
+static void step_bf16_dense(size_t n, void *const array[RMSP_ARRAY_COUNT], bf16_context *c)
+{
+    float square_avg[RMSP_BLOCK];
+    void *rest[RMSP_ARRAY_COUNT];
+    const size_t head = head_of(array[RMSP_PARAM], sizeof(float), n);
+    memcpy(rest, array, sizeof rest);
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
+        if (done == 0 && head > 0) count = head;
+        rest[RMSP_SQUARE_AVG] = square_avg;
+        c->isa->widen(count, c->square_avg + c->first, square_avg);
+        c->step(count, rest, c->context);
+        c->isa->narrow(count, square_avg, c->square_avg + c->first, c->stream, c->first);
+        c->first += count;
+        if (c->rates != NULL) c->rates->first += count;
+        advance(rest, count, sizeof(float));
+    }
+}
+
+static void step_bf16_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
+{
+    bf16_context *const c = context;
+    float square_avg[RMSP_BLOCK];
+    size_t element[RMSP_BLOCK];
+    void *block[RMSP_ARRAY_COUNT];
+
+    if (c->order->ndim == 0) {
+        step_bf16_dense(n, array, c);
+        return;
+    }
+    assert(n <= RMSP_BLOCK);
+    memcpy(block, array, sizeof block);
+    block[RMSP_SQUARE_AVG] = square_avg;
+    rmsp_gather_elements(sizeof(float), c->order, RMSP_SQUARE_AVG, c->done, n, c->first, element);
+    for (size_t i = 0; i < n; i++) square_avg[i] = rmsp_from_bf16(c->square_avg[element[i]]);
+    c->step(n, block, c->context);
+    for (size_t i = 0; i < n; i++) {
+        c->square_avg[element[i]] = rmsp_to_bf16(square_avg[i], rmsp_random(c->stream, element[i]));
+    }
+    c->done += n;
+}
+
 static void sumsq_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     block_context *const c = context;
@@ -250,16 +307,29 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
         extra->span_sums[start / RMSP_SPAN] = context.sum;
     } else if (op == RMSP_ACCUMULATE) {
         run_blocks(op, layout, size, array, start, count, accumulate_block, &context);
-    } else if (extra->lrs == NULL) {
-        run_blocks(op, layout, size, array, start, count, step_block, &context);
     } else {
-        const ptrdiff_t first = (char *)array[RMSP_SQUARE_AVG] - (char *)leaf->array[RMSP_SQUARE_AVG];
-        rates_context with_rates = {context,
-                                    run->isa,
-                                    *group,
-                                    leaf->dtype,
-                                    {extra->lrs, extra->lr_run, (size_t)first / size, layout, size, start}};
-        run_blocks(op, layout, size, array, start, count, step_rates_block, &with_rates);
+        const size_t first = (size_t)((char *)array[RMSP_SQUARE_AVG] - (char *)leaf->array[RMSP_SQUARE_AVG]) / size;
+        rates_context with_rates = {
+            context, run->isa, *group, leaf->dtype, {extra->lrs, extra->lr_run, first, layout, size, start}};
+        rmsp_block_fn *const step = extra->lrs == NULL ? step_block : step_rates_block;
+        void *const of_step = extra->lrs == NULL ? (void *)&context : (void *)&with_rates;
+        if (!extra->has_bf16) {
+            run_blocks(op, layout, size, array, start, count, step, of_step);
+            return;
+        }
+        const rmsp_counts *const counts = run->plan->counts;
+        bf16_context narrow = {
+            step,
+            of_step,
+            extra->lrs == NULL ? NULL : &with_rates.rates,
+            run->isa,
+            leaf->array[RMSP_SQUARE_AVG],
+            rmsp_stream(run->plan->rules.seed, (uint64_t)counts->steps, (uint64_t)(leaf - run->plan->leaves)),
+            first,
+            layout,
+            start};
+        array[RMSP_SQUARE_AVG] = NULL; /* it is not gathered with the others */
+        run_blocks(op, layout, size, array, start, count, step_bf16_block, &narrow);
     }
 }
 
@@ -269,7 +339,8 @@ static inline int is_plain(const rmsp_leaf *leaf, rmsp_op op)
     const rmsp_extra *const extra = leaf->extra;
     if (extra == NULL) return 1;
     if (op == RMSP_SUMSQ) return extra->grad_order.ndim == 0;
-    return extra->layout.ndim == 0 && extra->rows.index == NULL && (op != RMSP_STEP || extra->lrs == NULL);
+    return extra->layout.ndim == 0 && extra->rows.index == NULL &&
+           (op != RMSP_STEP || (extra->lrs == NULL && !extra->has_bf16));
 }
 
 static inline void step_plain(const run_context *run, const rmsp_leaf *leaf, const rmsp_group *group, size_t start,

@@ -161,24 +161,36 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
     }
 }
 
-void rmsp_gather_numbers(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
-                         const double *numbers, size_t run, double *to)
+void rmsp_gather_elements(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
+                          size_t *to)
 {
     const rmsp_axis *const inner = &layout->axes[layout->ndim - 1];
     const ptrdiff_t unit = (ptrdiff_t)size, base = (ptrdiff_t)first;
     cursor at;
     piece part;
 
-    assert(layout->ndim > 0 && run > 0);
+    assert(layout->ndim > 0);
     cursor_seek(&at, layout, start);
     for (; count > 0; count -= part.rows * part.columns, cursor_advance(&at, layout, part)) {
         part = cursor_piece(&at, layout, count);
         ptrdiff_t row = cursor_offset(&at, layout, k);
         for (size_t i = 0; i < part.rows; i++) {
             for (size_t j = 0; j < part.columns; j++) {
-                *to++ = numbers[(size_t)(base + (row + (ptrdiff_t)j * inner->stride[k]) / unit) / run];
+                *to++ = (size_t)(base + (row + (ptrdiff_t)j * inner->stride[k]) / unit);
             }
             if (layout->ndim > 1) row += inner[-1].stride[k];
         }
+    }
+}
+
+void rmsp_gather_numbers(size_t size, const rmsp_layout *layout, int k, size_t start, size_t count, size_t first,
+                         const double *numbers, size_t run, double *to)
+{
+    size_t element[RMSP_BLOCK];
+    assert(run > 0);
+    for (size_t done = 0, part; done < count; done += part) {
+        part = count - done < RMSP_BLOCK ? count - done : RMSP_BLOCK;
+        rmsp_gather_elements(size, layout, k, start + done, part, first, element);
+        for (size_t i = 0; i < part; i++) to[done + i] = numbers[element[i] / run];
     }
 }

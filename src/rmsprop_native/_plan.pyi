@@ -1,6 +1,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rmsprop_native._core import Claim
@@ -24,6 +25,7 @@ class Plan:
         models: list[NDArray[Any]],
         names: tuple[str, ...],
         params: list[Any] | None = None,
+        bfloat16: np.dtype[Any] | None = None,
     ) -> None: ...
     def arrays(self, name: str) -> list[NDArray[Any]]: ...
     def copy_params(self, params: Any) -> Any: ...

@@ -188,6 +188,8 @@ cdef class Plan:
         The buffers that the state has, of those in BUFFERS. They are made here, of zeros.
     params : list, optional
         The parameters, to be refused if no step could write them, before any memory is taken for buffers.
+    bfloat16 : numpy.dtype, optional
+        That of square_avg, where it is bfloat16; the models are float32 in C order then.
 
     Raises
     ------
@@ -199,6 +201,7 @@ cdef class Plan:
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
     cdef tuple names
+    cdef object bfloat16  # the dtype of square_avg, or None where it is that of the parameters
     cdef object memory  # of the buffers: an ndarray of bytes, private
     cdef char *base  # the first page in it
     cdef size_t size  # from there on
@@ -229,18 +232,22 @@ cdef class Plan:
     cdef bint maximize, accumulates
     cdef double largest  # what lr and grad_scale may be without a closer check
 
-    def __init__(self, object structure, _core.Claim claim, list models, tuple names, list params=None):
+    def __init__(
+        self, object structure, _core.Claim claim, list models, tuple names, list params=None, object bfloat16=None
+    ):
         self.structure = structure
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
         self.names = names
+        self.bfloat16 = bfloat16
         if len(models) != structure.size or <size_t>len(models) != (1 if self.root is None else self.root.size):
             raise ValueError("the parts of the structure do not fit each other")
         self._allocate(structure.size, 3 * sum([model.ndim for model in models]), 2)
         self._fill_slots(models)
+        self._mark_bfloat16()
         if params is not None:
             self._check(params)
-        starts, size = place(names, models)
+        starts, size = place(names, models, None if bfloat16 is None else bfloat16.itemsize)
         self._allocate_buffers(size)
         memset(self.base, 0, self.size)  # the system gives the pages now, not within the first step
         self._place_buffers(starts)
@@ -323,6 +330,15 @@ cdef class Plan:
         self.whole = _core.plan_work(&self.plan)
         return 0
 
+    cdef int _mark_bfloat16(self) except -1:
+        """Say in each leaf whether its square_avg is bfloat16."""
+        cdef size_t i
+        for i in range(self.plan.leaf_count):
+            if self.bfloat16 is not None and self.plan.slots[i].type != c.RMSP_F32:
+                raise ValueError(f"the array of leaf {i} is not float32")
+            self.plan.extras[i].has_bf16 = self.bfloat16 is not None
+        return 0
+
     cdef int _place_buffers(self, list starts) except -1:
         cdef size_t i
         cdef int which
@@ -347,11 +363,16 @@ cdef class Plan:
         cdef c.rmsp_slot *slot
         cdef list arrays = []
         cdef cnp.ndarray array
+        cdef int num
+        cdef cnp.npy_intp *strides
         for i in range(self.plan.leaf_count):
             slot = &self.plan.slots[i]
+            num, strides = num_of_type(slot.type), <cnp.npy_intp *>slot.strides
+            if self.bfloat16 is not None and name == "square_avg":
+                num, strides = self.bfloat16.num, NULL  # in C order
             array = <cnp.ndarray>PyArray_New(
-                NDARRAY, slot.ndim, <cnp.npy_intp *>slot.shape, num_of_type(slot.type),
-                <cnp.npy_intp *>slot.strides, self._buffer(i, which)[0], 0, cnp.NPY_ARRAY_WRITEABLE, NULL
+                NDARRAY, slot.ndim, <cnp.npy_intp *>slot.shape, num, strides, self._buffer(i, which)[0], 0,
+                cnp.NPY_ARRAY_CARRAY, NULL
             )
             cnp.set_array_base(array, self.memory)
             arrays.append(array)
@@ -376,6 +397,7 @@ cdef class Plan:
         cdef c.rmsp_slot *slot
         cdef void **buffer
         new.structure, new.claim, new.root, new.names = self.structure, claim, self.root, self.names
+        new.bfloat16 = self.bfloat16
         new._allocate(n, self.shape_count, self.kinds)
         new._allocate_buffers(self.size)
         memcpy(new.base, self.base, self.size)
@@ -394,6 +416,7 @@ cdef class Plan:
                 buffer = self._buffer(i, k)
                 if buffer[0] != NULL:
                     new._buffer(i, k)[0] = new.base + (<char *>buffer[0] - self.base)
+        new._mark_bfloat16()
         new.whole = self.whole
         new._copy_numbers(self)
         return new
@@ -539,6 +562,7 @@ cdef class Plan:
             [group.clip_norm < rules.clip_global_norm for group in groups]
         )
         rules.averages = options.ema is not None
+        rules.seed = options.seed
         if (
             rules.accumulate != self.plan.rules.accumulate
             or rules.clips != self.plan.rules.clips

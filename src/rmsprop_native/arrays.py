@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowGrad", "merge_rows", "no_state", "refusal", "title"]
+__all__ = ["RowGrad", "bfloat16", "merge_rows", "no_state", "refusal", "title"]
 
 
 class RowGrad:
@@ -113,6 +113,26 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
     with np.errstate(all="ignore"):
         np.add.at(sums, place[again], values[again])
     return distinct, sums
+
+
+def bfloat16() -> np.dtype[Any]:
+    """NumPy's dtype of bfloat16, that of ml_dtypes.
+
+    Returns
+    -------
+    numpy.dtype
+
+    Raises
+    ------
+    ImportError
+        If ml_dtypes is not installed.
+    """
+    try:
+        import ml_dtypes  # only for those who store in bfloat16
+    except ImportError as error:
+        raise ImportError("bfloat16 in NumPy needs ml_dtypes: pip install 'rmsprop_native[bfloat16]'") from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def title(what: str, path: str) -> str:

@@ -21,7 +21,9 @@ _LINE = 64
 _PLACES = {"square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616}
 
 
-def place(names: Sequence[str], models: Sequence[NDArray[Any]]) -> tuple[list[list[int]], int]:
+def place(
+    names: Sequence[str], models: Sequence[NDArray[Any]], square_avg_itemsize: int | None = None
+) -> tuple[list[list[int]], int]:
     """Places for buffers of the sizes of `models`, in one piece of memory that starts with a page.
 
     Parameters
@@ -30,6 +32,8 @@ def place(names: Sequence[str], models: Sequence[NDArray[Any]]) -> tuple[list[li
         The names of the buffers; those of one name lie together.
     models : sequence of numpy.ndarray
         For each leaf an array of its size.
+    square_avg_itemsize : int, optional
+        Bytes of an element of `square_avg`, where they are not those of the models.
 
     Returns
     -------
@@ -50,8 +54,10 @@ def place(names: Sequence[str], models: Sequence[NDArray[Any]]) -> tuple[list[li
     for name in names:
         of_name = []
         for model in models:
-            end += (_PLACES[name] - end) % PAGE if model.nbytes >= PAGE else -end % _LINE
+            itemsize = square_avg_itemsize if name == "square_avg" and square_avg_itemsize else model.itemsize
+            nbytes = model.size * itemsize
+            end += (_PLACES[name] - end) % PAGE if nbytes >= PAGE else -end % _LINE
             of_name.append(end)
-            end += model.nbytes
+            end += nbytes
         starts.append(of_name)
     return starts, end

@@ -378,7 +378,7 @@ def _chunks(array: NDArray[Any], place: Place) -> Iterator[memoryview]:
     """The bytes of an array as they are stored, copied: another thread may write to a buffer, and its checksum must be
     that of what is in the file.
     """
-    elements = in_order(array, place.axes)
+    elements = in_order(array if array.dtype.kind in "fc" else array.view(np.uint16), place.axes)
     step = _CHUNK // place.dtype.itemsize
     for start in range(0, len(elements), step):
         yield np.array(elements[start : start + step], place.dtype).view(np.uint8).data
@@ -424,6 +424,7 @@ def _reader(
 
     def read(spec: ArraySpec, out: NDArray[Any]) -> None:
         place = layout.places[spec.name]
+        out = out if out.dtype.kind in "fc" else out.view(np.uint16)
         _compare(file, place.start, layout.before(spec.name, crcs[spec.name]), f"what stands before {spec.name}")
         in_file_order = out.transpose(place.axes)
         whole = in_file_order if in_file_order.flags.c_contiguous else np.empty(in_file_order.shape, out.dtype)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rmsprop_native.arrays import bfloat16
 from rmsprop_native.options import Options
 from rmsprop_native.overrides import check_paths
 from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE, Record, Tree, is_namedtuple
@@ -26,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = "rmsprop_native state"
-VERSION = 1
+VERSION = 2
 
 _KEYS = (
     "format", "version", "options", "overrides", "structure", "leaves", "step", "skipped", "accumulated", "seen",
@@ -36,6 +37,7 @@ _MAX_DEPTH = 256  # of containers; a reader that calls itself for each of them s
 _MAX_KEY_DEPTH = 16  # of tuples
 _MAX_NDIM = 64  # NumPy's own
 _OPTIONS = tuple(field.name for field in fields(Options))
+_NEW_IN_2 = {"square_avg_dtype": None, "seed": 0}  # options, with what they are for version 1
 
 
 class Leaf(NamedTuple):
@@ -92,8 +94,9 @@ class Content(NamedTuple):
             if isinstance(changes.get("lr"), ArraySpec):
                 yield changes["lr"]
         for name in self.buffers:
+            narrow = name == "square_avg" and self.options["square_avg_dtype"] is not None
             for i, leaf in enumerate(self.leaves):
-                yield ArraySpec(f"{name}/{i}", leaf.dtype, leaf.shape, leaf.axes)
+                yield ArraySpec(f"{name}/{i}", bfloat16() if narrow else leaf.dtype, leaf.shape, leaf.axes)
 
 
 def axes_of(array: NDArray[Any]) -> tuple[int, ...]:
@@ -252,14 +255,15 @@ def _checked(saved: object, extra: tuple[str, ...]) -> Content:
     if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
         raise ValueError(f"this is no saved state: it does not say 'format': {FORMAT!r}")
     version = check_count("version", saved.get("version"))
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         hint = "use a newer rmsprop_native" if version > VERSION else "there is no such version"
         raise ValueError(
-            f"the state was saved in version {version} of the format, this rmsprop_native reads {VERSION}: {hint}"
+            f"the state was saved in version {version} of the format, this rmsprop_native reads 1 to {VERSION}: {hint}"
         )
     _check_names("the saved state", saved, (*_KEYS, *extra))
-    _check_names("its options", saved["options"], _OPTIONS)
-    options = {name: _checked_value(f"option {name}", value) for name, value in saved["options"].items()}
+    new = _NEW_IN_2 if version == 1 else {}
+    _check_names("its options", saved["options"], tuple(name for name in _OPTIONS if name not in new))
+    options = {name: _checked_value(f"option {name}", value) for name, value in (new | saved["options"]).items()}
     overrides = _checked_overrides(saved["overrides"])
     structure = _checked_structure(saved["structure"])
     leaves = _checked_leaves(saved["leaves"], structure)

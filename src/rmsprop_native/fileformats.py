@@ -83,6 +83,11 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def _stored(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """How an array is stored: little-endian, and bfloat16, which NumPy itself does not have, as its 16 bits."""
+    return (dtype if dtype.kind in "fc" else np.dtype(np.uint16)).newbyteorder(_ORDER)
+
+
 def _c_or_f(axes: tuple[int, ...]) -> tuple[int, ...]:
     """The order that an .npy file can have for an array: its own, or that of C."""
     c = tuple(range(len(axes)))
@@ -127,7 +132,7 @@ class Npz:
         self._sizes = {}
         end = len(self.start(text))
         for spec in specs:
-            axes, dtype = _c_or_f(spec.axes), spec.dtype.newbyteorder(_ORDER)
+            axes, dtype = _c_or_f(spec.axes), _stored(spec.dtype)
             npy = _npy_start(dtype.str, axes != tuple(range(len(axes))), spec.shape)
             data = end + _LOCAL.size + len(f"{spec.name}.npy") + _LOCAL_EXTRA.size + len(npy)
             self.places[spec.name] = Place(end, data, axes, dtype, zlib.crc32(npy))
@@ -202,7 +207,7 @@ def _central(name: str, size: int, crc: int, offset: int) -> bytes:
     )  # fmt: skip
 
 
-_SAFE_DTYPES = {"float32": "F32", "float64": "F64"}
+_SAFE_DTYPES = {"bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 _SAFE_MAX = 100_000_000  # that readers of the format accept
 
 
@@ -235,7 +240,7 @@ class Safetensors:
         begin = len(self.start(text))
         for spec, offset in placed:
             at = begin + offset
-            self.places[spec.name] = Place(at, at, tuple(range(len(spec.shape))), spec.dtype.newbyteorder(_ORDER), 0)
+            self.places[spec.name] = Place(at, at, tuple(range(len(spec.shape))), _stored(spec.dtype), 0)
         self.size = begin + end
 
     @staticmethod

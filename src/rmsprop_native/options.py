@@ -256,6 +256,21 @@ def _choice(default: T, *others: T) -> T:
     return _option(default, check)
 
 
+def _optional_choice(only: str) -> Any:
+    """None, or one string."""
+
+    def check(name: str, value: object) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be None or {only!r}, got {value!r}")
+        if str.__str__(value) != only:
+            raise ValueError(f"{name} must be None or {only!r}, got {str.__str__(value)!r}")
+        return only
+
+    return _option(None, check)
+
+
 class _Listed(type):
     """A class whose `dir`, and with it `help`, leaves out what `dataclass` made."""
 
@@ -314,6 +329,11 @@ class Options(metaclass=_Listed):
     on_nonfinite : {"propagate", "skip", "raise"}, default "propagate"
         What a call does with a NaN or infinity in any gradient: spread it to its own elements, do nothing but count
         itself in ``state.skipped``, or raise FloatingPointError before anything is written.
+    square_avg_dtype : {None, "bfloat16"}, default None
+        Keep `square_avg` of float32 parameters in bfloat16, rounded stochastically: half the bytes. It needs ml_dtypes.
+        None: in the dtype of the parameters.
+    seed : int, default 0
+        Of stochastic rounding, 0 to 2**64-1. The same seed gives the same bits everywhere.
 
     Raises
     ------
@@ -359,6 +379,8 @@ class Options(metaclass=_Listed):
     accumulate: int = _count(1, low=1, high=2**53)
     ema: float | None = _number(None, high=1.0, optional=True)
     on_nonfinite: Literal["propagate", "skip", "raise"] = _choice("propagate", "skip", "raise")
+    square_avg_dtype: Literal["bfloat16"] | None = _optional_choice("bfloat16")
+    seed: int = _count(0, low=0, high=2**64 - 1)
 
     def __post_init__(self) -> None:
         given: dict[str, str] = {}
@@ -421,6 +443,10 @@ class Options(metaclass=_Listed):
             )
         if new.initial_square_avg != self.initial_square_avg:
             raise ValueError("initial_square_avg has been used: call init() again")
+        if new.square_avg_dtype != self.square_avg_dtype:
+            raise ValueError(
+                f"the state keeps square_avg with square_avg_dtype={self.square_avg_dtype!r}: call init() again"
+            )
         return new
 
 

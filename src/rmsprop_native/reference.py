@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rmsprop_native.arrays import RowGrad, title
+from rmsprop_native.arrays import RowGrad, bfloat16, title
 from rmsprop_native.presets import make_options
 from rmsprop_native.tree import flatten
 
@@ -35,6 +35,8 @@ __all__ = [
     "init",
     "lerp",
     "merge_rows",
+    "random_bits",
+    "round_to_bfloat16",
     "step",
     "sumsq",
     "update_",
@@ -157,11 +159,16 @@ def init(
             np.full_like(leaf, start if leaf.dtype.kind == "c" else number, subok=False) for leaf in leaves
         )
 
+    def square_avg() -> Any:
+        if o.square_avg_dtype is None:
+            return filled(o.initial_square_avg)
+        return structure.unflatten(np.full(leaf.shape, o.initial_square_avg, bfloat16()) for leaf in leaves)
+
     state = State(
         options=o,
         overrides=overrides or {},
         structure=structure,
-        square_avg=filled(o.initial_square_avg),
+        square_avg=square_avg(),
         momentum_buffer=filled(0.0) if o.momentum != 0 else None,
         grad_avg=filled(0.0) if o.centered else None,
         ema=structure.unflatten(np.array(leaf) for leaf in leaves) if o.ema is not None else None,
@@ -285,7 +292,12 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
             rate = np.broadcast_to(rate, param.shape)[rows[i]]
         numbers = coefficients(own[i], state.step + 1, rate, scale * factors[i])
         old: list[Any] = [buffer if buffer is None else buffer[rows[i]] for buffer in buffers]
+        old[0] = np.asarray(old[0]).astype(param.dtype)  # from bfloat16 exactly
         new = step(numbers, param[rows[i]], grad, *old[:3], nesterov=o.nesterov)
+        if o.square_avg_dtype is not None:
+            elements = np.arange(param.size).reshape(param.shape)[rows[i]]
+            rounded = round_to_bfloat16(new[1], random_bits(o.seed, state.step, i, elements))
+            new = (new[0], rounded, *new[2:])
         average = None
         if o.ema is not None:
             decay = 0.0 if state.step == 0 else o.ema
@@ -501,6 +513,82 @@ def lerp(average: NDArray[Any], x: NDArray[Any], a: float, b: float) -> NDArray[
     real = average.real.dtype
     new: NDArray[Any] = real.type(a) * _as_pairs(average, real) + real.type(b) * _as_pairs(x, real)
     return new.view(average.dtype).reshape(average.shape)
+
+
+def random_bits(seed: int, step: int, leaf: int, elements: NDArray[Any]) -> NDArray[np.uint32]:
+    """16 random bits for each element, from a hash of all four; nothing else decides them.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**64-1.
+    step : int
+        The steps before this one.
+    leaf : int
+        The index of the leaf in the order of the structure.
+    elements : numpy.ndarray of int
+        Indices in C order of the whole leaf, of any shape.
+
+    Returns
+    -------
+    numpy.ndarray of uint32
+        0 to 65535. Two elements share a hash of 32 bits: an even one has its lower half.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import random_bits
+    >>> random_bits(0, 0, 0, np.arange(4)).tolist()
+    [35074, 23608, 48182, 1159]
+    """
+    stream = np.uint32(0)
+    with np.errstate(over="ignore"):
+        for part in (seed, step, leaf):
+            for half in (part & 0xFFFFFFFF, part >> 32):
+                stream = _mix(stream + np.uint32(half) + np.uint32(0x9E3779B1))
+        words = np.asarray(elements >> 1).astype(np.uint32)
+        pairs = _mix(stream + words * np.uint32(0x9E3779B1))
+        bits: NDArray[np.uint32] = pairs >> np.asarray(elements % 2 * 16).astype(np.uint32) & np.uint32(0xFFFF)
+    return bits
+
+
+def _mix(x: Any) -> Any:
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x21F0AAAD)
+    x = (x ^ x >> np.uint32(15)) * np.uint32(0xD35A2D97)
+    return x ^ x >> np.uint32(15)
+
+
+def round_to_bfloat16(x: NDArray[np.float32], random: NDArray[np.uint32]) -> NDArray[Any]:
+    """Stochastic rounding: to one of the two neighbours in bfloat16, to each as often as `x` is near to it.
+
+    Parameters
+    ----------
+    x : numpy.ndarray of float32
+        What bfloat16 can hold stays as it is; a NaN stays one.
+    random : numpy.ndarray of uint32
+        16 bits for each element.
+
+    Returns
+    -------
+    numpy.ndarray of ml_dtypes.bfloat16
+
+    Raises
+    ------
+    ImportError
+        If ml_dtypes is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import round_to_bfloat16
+    >>> round_to_bfloat16(np.full(2, 1 + 2**-9, np.float32), np.array([0xBFFF, 0xC000], np.uint32)).tolist()
+    [1.0, 1.0078125]
+    """
+    x = np.asarray(x)
+    bits = x.view(np.uint32)
+    with np.errstate(over="ignore"):
+        rounded = np.where(np.isnan(x), bits | np.uint32(0x400000), bits + random) >> np.uint32(16)
+    return rounded.astype(np.uint16).view(bfloat16())
 
 
 def sumsq(grad: NDArray[Any], scale: float = 1.0) -> float:

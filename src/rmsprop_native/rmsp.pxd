@@ -1,6 +1,6 @@
 # rmsp.h, mirrored once.
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
 
 cdef extern from "rmsp_dtype.h" nogil:
@@ -121,6 +121,7 @@ cdef extern from "rmsp.h" nogil:
         double *span_sums
         const double *lrs
         size_t lr_run
+        int has_bf16
 
     ctypedef struct rmsp_leaf:
         void *array[5]
@@ -158,6 +159,7 @@ cdef extern from "rmsp.h" nogil:
         rmsp_nonfinite nonfinite
         int clips
         int averages
+        uint64_t seed
 
     ctypedef struct rmsp_counts:
         int64_t steps

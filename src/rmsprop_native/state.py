@@ -9,6 +9,7 @@ import numpy as np
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, PlanOwner, as_arrays, is_torch_tensor
+from rmsprop_native.arrays import bfloat16, title
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.content import (
     ArraySpec,
@@ -169,7 +170,12 @@ class State(PlanOwner):
             with contextlib.suppress(ImportError):  # a state that was loaded where there is no torch shows arrays
                 import torch  # only where parameters are its tensors
 
-                buffers = [torch.from_numpy(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
+                def seen(array: NDArray[Any]) -> Any:
+                    if array.dtype.kind in "fc":
+                        return torch.from_numpy(array)
+                    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+
+                buffers = [seen(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
         return self._structure.unflatten(iter(buffers), read_only=True)
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
@@ -314,7 +320,7 @@ class State(PlanOwner):
         with self._claim:
             schedules = {None: self._options.lr} | {name: at.get("lr") for name, at in self._overrides.items()}
             given = Given(lr, overrides, {name: lr for name, lr in schedules.items() if callable(lr)})
-            like = Like(self._structure, self._plan.arrays("square_avg"), self._tensors)
+            like = Like(self._structure, _models(self._plan, self._options), self._tensors)
             made = state_of_dict(type(self), saved, given, like)
             with made._claim:  # no other thread may use a half of each
                 for name in (*State.__slots__, "_plan"):
@@ -337,7 +343,7 @@ class State(PlanOwner):
 
     def _described(self, *, plain: bool) -> tuple[dict[str, Any], list[tuple[str, NDArray[Any]]]]:
         """What `describe` gives, and all arrays in the order of `Content.arrays`; the caller has the claim."""
-        models = self._plan.arrays("square_avg")
+        models = _models(self._plan, self._options)
         leaves = [
             Leaf(path, model.dtype, model.shape, axes_of(model), is_tensor)
             for path, model, is_tensor in zip(self._paths(), models, self._tensors, strict=True)
@@ -349,7 +355,7 @@ class State(PlanOwner):
         arrays = [(f"lr/{i}", array) for i, array in enumerate(rates)]
         for name in self._options.buffers:
             arrays += [(f"{name}/{i}", array) for i, array in enumerate(self._plan.arrays(name))]
-        for leaf, array in zip(leaves, models, strict=True):
+        for leaf, array in zip(leaves, self._plan.arrays("square_avg"), strict=True):
             refuse_negative("square_avg", leaf.path, array)  # now, and not where somebody wants it back
         return content, arrays
 
@@ -367,6 +373,12 @@ def _rates(
         for dtype in dtypes:
             check_dtype(group, leaf.options, dtype)
     return rates
+
+
+def _models(plan: Plan, options: Options) -> list[NDArray[Any]]:
+    """For each leaf an array of the shape, dtype and memory order of its buffers, whose elements are not to be read."""
+    arrays = plan.arrays("square_avg")
+    return arrays if options.square_avg_dtype is None else [np.empty(array.shape, np.float32) for array in arrays]
 
 
 def _rates_of_leaves(
@@ -436,7 +448,20 @@ def _fill(
     state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
     state._largest = largest_number(state._dtypes)
     state._claim = Claim(structure.size)
-    state._plan = Plan(structure, state._claim, models, options.buffers, params)
+    narrow = None
+    if options.square_avg_dtype is not None:
+        for path, model in zip(paths, models, strict=True):
+            if model.dtype != np.float32:
+                raise TypeError(
+                    f"{title('parameter', path)} is {model.dtype}: "
+                    f"square_avg_dtype={options.square_avg_dtype!r} is for float32 parameters"
+                )
+        narrow = bfloat16()
+        initial = options.initial_square_avg
+        if initial > 0 and not 0 < float(np.array(initial, narrow)) < np.inf:
+            raise ValueError(f"initial_square_avg={initial!r} rounds to 0 or infinity in bfloat16")
+        models = [np.empty(model.shape, np.float32) for model in models]  # in C order, as its random bits are
+    state._plan = Plan(structure, state._claim, models, options.buffers, params, narrow)
     state._leaf_rates = _rates_of_leaves(state._groups, state._leaf_groups, paths, state._plan)
 
 
@@ -468,12 +493,15 @@ def init(
     Returns
     -------
     State
-        With running means of the shapes, dtypes and memory order of `params`.
+        With running means of the shapes, dtypes and memory order of `params`; with ``square_avg_dtype="bfloat16"``
+        all buffers are in C order.
 
     Raises
     ------
     TypeError
         If a leaf is no array, its dtype is another one, or an option is of the wrong kind.
+    ImportError
+        If ``square_avg_dtype="bfloat16"`` and ml_dtypes is not installed.
     ValueError
         If a leaf is read-only or misaligned, two leaves share memory, an option is out of its range or contradicts
         another one, a number cannot be held by the dtype of a leaf, there is no such preset, or a pattern matches no
@@ -504,7 +532,7 @@ def init(
         for array in state._plan.arrays("square_avg"):
             # A complex number starts as two reals: the same in both.
             start = checked.initial_square_avg
-            array.fill(start if array.dtype.kind == "f" else complex(start, start))
+            array.fill(complex(start, start) if array.dtype.kind == "c" else start)
     if checked.ema is not None:
         for array, model in zip(state._plan.arrays("ema"), models, strict=True):
             array[...] = model

@@ -516,6 +516,8 @@ def _shell(comm: Any, reduction: str, bucket_bytes: int, structure: Tree, models
 
 
 def _set_options(state: ShardedState, options: Options, overrides: dict[str, dict[str, Any]]) -> None:
+    if options.square_avg_dtype is not None:  # its random bits would be those of a rank's slice, not of the whole leaf
+        raise ValueError(f"square_avg_dtype={options.square_avg_dtype!r} cannot be divided over MPI ranks yet")
     state.options, state.overrides = options, overrides
     state._groups, state._leaf_groups = group_leaves(options, overrides, state._paths)
     state._rates = [_Rate() for _ in state._groups]
