@@ -11,7 +11,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 
 # The frameworks of interop need not be installed to read what the adapters say.
-autodoc_mock_imports = ["autograd", "jax", "keras", "optax", "pennylane", "scipy", "torch"]
+autodoc_mock_imports = ["autograd", "jax", "keras", "mpi4py", "optax", "pennylane", "scipy", "torch"]
 autodoc_typehints = "none"  # the docstrings say it
 numpydoc_show_class_members = False
 
