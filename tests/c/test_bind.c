@@ -942,7 +942,7 @@ static void test_given_buffers_refused(void)
         for (int other = 0; other <= RMSP_GRAD_AVG; other++) {
             for (int leaf = 0; leaf < GIVEN; leaf++) {
                 if (leaf == 0 && other == k) continue;
-                a->data = (char *)g->arrays[other][leaf]->a.data + 4;
+                a->data = (char *)g->arrays[other][leaf]->a.data + (leaf > 0 ? 4 : 0);
                 CHECK(bind_given(g, &where) == RMSP_OVERLAP);
                 if (other == RMSP_GRAD) {
                     CHECK(where.leaf == (size_t)leaf && where.array == RMSP_GRAD);
