@@ -44,7 +44,7 @@ PYTEST_WITH = $(WITH_$(1)) PYTHONPATH=$(CURDIR)/$(SANITIZED)/$(1)/site $(BIN)/py
 UNOPTIMISED = $(addprefix --deselect tests/test_kernels.py::test_every_,loop_is_vectorised array_is_read_once)
 QUICK_FILES = bind leaves plan step state strided ufuncs adversarial_arrays adversarial_containers adversarial_memory
 sanitize-quick: QUICK = $(QUICK_FILES:%=tests/test_%.py)
-sanitize-quick: WITH_TORCH = $(addprefix tests/peers/test_,adversarial_torch.py torch_models.py torch_tensors.py)
+sanitize-quick: WITH_TORCH = $(filter-out %_distributed.py %_offload.py,$(wildcard tests/peers/test_*torch*.py))
 sanitize: ## C tests and all tests under the address, undefined-behaviour and thread sanitizers
 sanitize-quick: ## the same for the C tests and what is nearest to memory and threads
 # torch itself is no sanitized build, so that its threads are not watched.
