@@ -150,10 +150,61 @@ typedef void rmsp_lerp_fn(size_t n, void *y, const void *x, double a, double b);
 /* How many of n / reals numbers of so many reals are NaN or infinite in any of them; reals divides n. */
 typedef size_t rmsp_nonfinite_fn(size_t n, const void *x, size_t reals);
 
-/* n elements from bfloat16 to float32, exactly; and at most RMSP_BLOCK back by stochastic rounding, with the random
- * bits of elements `first` and those after it in a stream (rmsp_storage.h). */
+/* How a parameter is stored: as float32, as bfloat16 that is rounded stochastically, or as bfloat16 whose lower halves
+ * are kept beside it. */
+typedef enum { RMSP_PARAM_F32, RMSP_PARAM_ROUNDED, RMSP_PARAM_SPLIT, RMSP_PARAM_STORAGES } rmsp_param_storage;
+
+/* The sets of arrays with a kernel of their own: X(name, param, grad16, avg16), by the storage of the parameter and
+ * whether gradient and square_avg are bfloat16. Other sets, and what these kernels lack, go through float32 blocks. */
+#define RMSP_BF16_STORAGES(X)             \
+    X(avg, RMSP_PARAM_F32, 0, 1)          \
+    X(grad, RMSP_PARAM_F32, 1, 0)         \
+    X(grad_avg, RMSP_PARAM_F32, 1, 1)     \
+    X(rounded, RMSP_PARAM_ROUNDED, 1, 0)  \
+    X(all, RMSP_PARAM_ROUNDED, 1, 1)      \
+    X(split, RMSP_PARAM_SPLIT, 1, 0)      \
+    X(split_avg, RMSP_PARAM_SPLIT, 1, 1)
+
+/* The index of a set. */
+#define RMSP_BF16_STORAGE(param, grad16, avg16) ((int)(param)*4 + (grad16)*2 + (avg16))
+#define RMSP_BF16_STORAGE_COUNT (RMSP_PARAM_STORAGES * 4)
+
+/* Their variants: X(storage, param, grad16, avg16, name, momentum, centered, l2, neutral), in the order of
+ * rmsp_bf16_variant. A neutral one pays where there is no other state. */
+#define RMSP_BF16_VARIANTS(X, storage, param, grad16, avg16)                                              \
+    X(storage, param, grad16, avg16, plain, RMSP_MOMENTUM_NONE, 0, 0, 0)                                  \
+    X(storage, param, grad16, avg16, plain_l2, RMSP_MOMENTUM_NONE, 0, 1, 0)                               \
+    X(storage, param, grad16, avg16, centered, RMSP_MOMENTUM_NONE, 1, 0, 0)                               \
+    X(storage, param, grad16, avg16, centered_l2, RMSP_MOMENTUM_NONE, 1, 1, 0)                            \
+    X(storage, param, grad16, avg16, momentum, RMSP_MOMENTUM_CLASSIC, 0, 0, 0)                            \
+    X(storage, param, grad16, avg16, momentum_l2, RMSP_MOMENTUM_CLASSIC, 0, 1, 0)                         \
+    X(storage, param, grad16, avg16, momentum_centered, RMSP_MOMENTUM_CLASSIC, 1, 0, 0)                   \
+    X(storage, param, grad16, avg16, momentum_centered_l2, RMSP_MOMENTUM_CLASSIC, 1, 1, 0)                \
+    X(storage, param, grad16, avg16, nesterov, RMSP_MOMENTUM_NESTEROV, 0, 0, 0)                           \
+    X(storage, param, grad16, avg16, nesterov_l2, RMSP_MOMENTUM_NESTEROV, 0, 1, 0)                        \
+    X(storage, param, grad16, avg16, nesterov_centered, RMSP_MOMENTUM_NESTEROV, 1, 0, 0)                  \
+    X(storage, param, grad16, avg16, nesterov_centered_l2, RMSP_MOMENTUM_NESTEROV, 1, 1, 0)               \
+    X(storage, param, grad16, avg16, plain_neutral, RMSP_MOMENTUM_NONE, 0, 0, 1)
+#define RMSP_BF16_VARIANT_COUNT (RMSP_STRUCTURE_COUNT + 1)
+static inline int rmsp_bf16_variant(int variant)
+{
+    return variant == RMSP_VARIANT_plain_neutral ? RMSP_STRUCTURE_COUNT : variant % RMSP_STRUCTURE_COUNT;
+}
+
+/* One fused pass over n elements, a multiple of RMSP_PIECE, in C order of their leaf; `low` are the lower halves of a
+ * split parameter. Random bits are those of the pairs from `word` on in a stream (rmsp_storage.h). */
+#define RMSP_PIECE 32
+typedef void rmsp_bf16_fn(size_t n, void *param, uint16_t *low, const void *grad, void *square_avg,
+                          float *momentum_buffer, float *grad_avg, const rmsp_coef_f32 *coef, uint32_t stream,
+                          uint32_t word);
+
+/* n elements from bfloat16 to float32 exactly, and back by stochastic rounding, with 16 random bits each; of and to two
+ * halves; and the random bits of elements `first` and those after it in a stream. */
 typedef void rmsp_widen_fn(size_t n, const uint16_t *from, float *to);
-typedef void rmsp_narrow_fn(size_t n, const float *from, uint16_t *to, uint32_t stream, size_t first);
+typedef void rmsp_narrow_fn(size_t n, const float *from, uint16_t *to, const uint16_t *random);
+typedef void rmsp_join_fn(size_t n, const uint16_t *upper, const uint16_t *lower, float *to);
+typedef void rmsp_split_fn(size_t n, const float *from, uint16_t *upper, uint16_t *lower);
+typedef void rmsp_random_fn(size_t n, uint32_t stream, size_t first, uint16_t *to);
 
 /* What the leaves of a group share. */
 typedef struct rmsp_group {
@@ -171,7 +222,7 @@ typedef struct rmsp_group {
 
 static inline const void *rmsp_coef_of(const rmsp_group *group, int dtype)
 {
-    assert(dtype >= 0 && dtype < RMSP_DTYPE_COUNT);
+    assert(dtype >= 0 && dtype < RMSP_TYPE_COUNT);
     return (const char *)group + rmsp_dtypes[dtype].coef_offset;
 }
 
@@ -239,6 +290,7 @@ enum {
     RMSP_STEP_ARRAYS, /* those that a step kernel takes */
     RMSP_EMA = RMSP_STEP_ARRAYS,
     RMSP_GRAD_SUM,
+    RMSP_LOW_HALF, /* of bfloat16 parameters */
     RMSP_ARRAY_COUNT
 };
 #define RMSP_MAX_NDIM 65 /* 64 of NumPy, and the two reals of a complex number */
@@ -268,6 +320,7 @@ enum {
     X(ROW_ORDER, row_order)       /* rows are not in increasing order */                      \
     X(ROWS_STRIDED, rows_strided) /* values of rows are not C-contiguous */                   \
     X(ROWS_ACCUMULATED, rows_accumulated)                                                     \
+    X(NOT_C_ORDER, not_c_order) /* state that counts elements in C order */                       \
     X(NEEDS_AXES, needs_axes) /* no refusal: arrays are not all dense, and rmsp_use_axes must be called */
 #define RMSP_REASON_ENUM(NAME, name) RMSP_##NAME,
 typedef enum { RMSP_REASONS(RMSP_REASON_ENUM) RMSP_REASON_COUNT } rmsp_reason;
@@ -277,7 +330,7 @@ const char *rmsp_reason_name(rmsp_reason reason);
 /* The values are NumPy's, so that its source need not translate them. */
 enum { RMSP_C_ORDER = 0x1, RMSP_F_ORDER = 0x2, RMSP_ALIGNED = 0x100, RMSP_WRITABLE = 0x400 };
 
-/* Beside a rmsp_dtype in `type`: complex numbers, which are pairs of reals. */
+/* Beside a type of rmsp_dtype.h in `type`: complex numbers, which are pairs of reals. */
 #define RMSP_PAIRS 0x100
 
 typedef struct rmsp_array {
@@ -286,7 +339,7 @@ typedef struct rmsp_array {
     const ptrdiff_t *rows;            /* of a gradient of some rows: which, each once, increasing; else NULL */
     size_t row_count;
     int ndim;
-    int type;            /* rmsp_dtype, with RMSP_PAIRS; -1 with a problem */
+    int type;            /* of rmsp_dtype.h, with RMSP_PAIRS; -1 with a problem */
     unsigned flags;      /* RMSP_C_ORDER and the others */
     rmsp_reason problem; /* RMSP_OK, or why it cannot be bound at all */
 } rmsp_array;
@@ -334,8 +387,9 @@ typedef struct rmsp_extra {
     double clip;            /* factor on the gradient, 1 but for clipping by norm */
     const double *lrs; /* NULL, or the learning rates: one for lr_run elements that follow each other in square_avg */
     size_t lr_run;
-    int has_bf16; /* whether square_avg is bfloat16, beside float32 arrays; it is in C order then, as the strides of the
-                   * slot are, which count 4 bytes an element for it too */
+    void *low_half;     /* of a bfloat16 parameter, or NULL: it is rounded then */
+    int avg16;          /* whether square_avg is bfloat16 */
+    int param16, grad16; /* set by binding: whether these are */
 } rmsp_extra;
 
 /* One parameter and what belongs to it. A leaf without a gradient has a NULL there, and nothing of it moves. */
@@ -344,21 +398,34 @@ typedef struct rmsp_leaf {
     size_t n;          /* reals, of a row where the gradient is one of rows */
     rmsp_extra *extra; /* or NULL */
     uint32_t group;
-    uint32_t dtype;
+    uint32_t dtype; /* of its arithmetic */
 } rmsp_leaf;
 
+/* Bytes of an element of array k of a leaf; those of a gradient that is a sum are float32 whatever it was a sum of. */
+static inline size_t rmsp_size_of(const rmsp_leaf *leaf, int k)
+{
+    const rmsp_extra *const extra = leaf->extra;
+    const int is16 = extra != NULL && (k == RMSP_PARAM        ? extra->param16
+                                       : k == RMSP_GRAD       ? extra->grad16 && leaf->array[k] != extra->grad_sum
+                                       : k == RMSP_SQUARE_AVG ? extra->avg16
+                                                              : k == RMSP_LOW_HALF);
+    return is16 ? sizeof(uint16_t) : rmsp_dtypes[leaf->dtype].size;
+}
+
 /* What binding keeps for a leaf. The caller fills in the first part; the state arrays have the strides that are given
- * here, dense in some order of the axes. */
+ * here, dense in some order of the axes: in C order where anything of the leaf is bfloat16. They are those of an array of
+ * the arithmetic type; those of arrays of 16 bits are half of them. */
 typedef struct rmsp_slot {
     const ptrdiff_t *shape, *strides;
     ptrdiff_t *param_strides; /* room for those of the parameter, which binding keeps there */
     int ndim;
-    int type;
+    int type; /* of the parameter */
     size_t n; /* reals */
     /* Set by binding. */
+    int grad_type;
     unsigned param_flags, grad_flags; /* what rmsp_bind_again asks for; no array has RMSP_NEVER */
     uintptr_t low, high;              /* the bytes of the parameter */
-    ptrdiff_t bf16_pairs;             /* n / 2, rounded up */
+    size_t grad_bytes;                /* of a dense gradient */
     const void *clear;                /* the dense gradient that was last found to overlap nothing written */
 } rmsp_slot;
 #define RMSP_NEVER 0x80000000u
@@ -451,12 +518,12 @@ rmsp_work rmsp_plan_work(const rmsp_plan *plan);
 typedef enum {
     RMSP_AGAIN_NO,  /* rmsp_bind must decide */
     RMSP_AGAIN_YES, /* bound */
-    RMSP_AGAIN_GAP, /* bound if rmsp_find_gap finds the gradient's bytes, as many as the parameter's, to be free */
+    RMSP_AGAIN_GAP, /* bound if rmsp_find_gap finds the gradient's slot->grad_bytes to be free */
 } rmsp_again;
 
-static inline int rmsp_is_like_slot(const rmsp_array *array, const rmsp_slot *slot, unsigned flags)
+static inline int rmsp_is_like_slot(const rmsp_array *array, const rmsp_slot *slot, int type, unsigned flags)
 {
-    if (array->type != slot->type || (array->flags & flags) != flags || array->ndim != slot->ndim) return 0;
+    if (array->type != type || (array->flags & flags) != flags || array->ndim != slot->ndim) return 0;
     for (int axis = 0; axis < slot->ndim; axis++) {
         if (array->shape[axis] != slot->shape[axis]) return 0;
     }
@@ -483,9 +550,9 @@ static inline unsigned rmsp_order_flags(int ndim, const ptrdiff_t *shape, const 
 
 /* Whether a buffer that is given is the one bound last, and dense in the order of its parameter; for plans that are
  * bound only. rmsp_bind must decide where not. */
-static inline int rmsp_is_bound(const rmsp_slot *slot, const void *bound, const rmsp_array *buffer)
+static inline int rmsp_is_bound(const rmsp_slot *slot, int type, const void *bound, const rmsp_array *buffer)
 {
-    return buffer->data == bound && rmsp_is_like_slot(buffer, slot, slot->param_flags);
+    return buffer->data == bound && rmsp_is_like_slot(buffer, slot, type, slot->param_flags);
 }
 
 /* rmsp_bind for one leaf where the parameter is the one bound last and the gradient dense in the same order, or absent:
@@ -494,7 +561,7 @@ static inline rmsp_again rmsp_bind_again(const rmsp_plan *plan, rmsp_leaf *leaf,
                                          const rmsp_array *param, const rmsp_array *grad)
 {
     assert(plan->bound && leaf - plan->leaves == slot - plan->slots);
-    if (param->data != leaf->array[RMSP_PARAM] || !rmsp_is_like_slot(param, slot, slot->param_flags)) {
+    if (param->data != leaf->array[RMSP_PARAM] || !rmsp_is_like_slot(param, slot, slot->type, slot->param_flags)) {
         return RMSP_AGAIN_NO;
     }
     if (grad->problem == RMSP_ABSENT) {
@@ -502,12 +569,12 @@ static inline rmsp_again rmsp_bind_again(const rmsp_plan *plan, rmsp_leaf *leaf,
         return RMSP_AGAIN_YES;
     }
     if (grad->data == NULL || grad->rows != NULL) return RMSP_AGAIN_NO;
-    if (!rmsp_is_like_slot(grad, slot, slot->grad_flags)) return RMSP_AGAIN_NO;
+    if (!rmsp_is_like_slot(grad, slot, slot->grad_type, slot->grad_flags)) return RMSP_AGAIN_NO;
     /* Not written again: other cores keep the line. */
     if (leaf->array[RMSP_GRAD] != grad->data) leaf->array[RMSP_GRAD] = grad->data;
     if (grad->data == slot->clear) return RMSP_AGAIN_YES;
     const uintptr_t low = (uintptr_t)grad->data;
-    if (low < plan->gap_low || low + (slot->high - slot->low) > plan->gap_high) return RMSP_AGAIN_GAP;
+    if (low < plan->gap_low || low + slot->grad_bytes > plan->gap_high) return RMSP_AGAIN_GAP;
     slot->clear = grad->data;
     return RMSP_AGAIN_YES;
 }
@@ -558,9 +625,9 @@ void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, con
 typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context);
 
 /* Elements [start, start + count) in the order of `layout`, RMSP_BLOCK at a time: gather what `in` has, work, scatter
- * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. `size` is that
- * of an element. No axis has length 0. */
-void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size_t count,
+ * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. size[k] is that of
+ * an element of array k. No axis has length 0. */
+void rmsp_strided_run(const size_t size[RMSP_ARRAY_COUNT], const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context);
 

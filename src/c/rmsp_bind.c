@@ -198,12 +198,11 @@ static void add_axis(rmsp_layout *layout, const rmsp_axis *axis)
     }
 }
 
-/* The layout of arrays with these strides, from axis `first` on and in this order of the axes; NULL for an array that
- * there is not. ndim is 0 where they are dense. */
+/* The layout of arrays with these strides and sizes of a real, from axis `first` on and in this order of the axes; NULL
+ * for an array that there is not. ndim is 0 where they are dense. */
 static void lay_out(rmsp_layout *layout, const rmsp_slot *slot, int first, const int *order,
-                    const ptrdiff_t *const strides[RMSP_ARRAY_COUNT])
+                    const ptrdiff_t *const strides[RMSP_ARRAY_COUNT], const ptrdiff_t size[RMSP_ARRAY_COUNT])
 {
-    const ptrdiff_t size = (ptrdiff_t)real_size(slot->type);
     rmsp_axis axis;
     layout->ndim = 0;
     for (int i = 0; i < slot->ndim - first; i++) {
@@ -215,11 +214,11 @@ static void lay_out(rmsp_layout *layout, const rmsp_slot *slot, int first, const
     }
     if (reals_of(slot->type) == 2 || layout->ndim == 0) {
         axis.length = reals_of(slot->type);
-        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) axis.stride[k] = strides[k] == NULL ? 0 : size;
+        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) axis.stride[k] = strides[k] == NULL ? 0 : size[k];
         add_axis(layout, &axis);
     }
     int dense = layout->ndim == 1;
-    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) dense &= strides[k] == NULL || layout->axes[0].stride[k] == size;
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) dense &= strides[k] == NULL || layout->axes[0].stride[k] == size[k];
     if (dense) layout->ndim = 0;
 }
 
@@ -259,12 +258,13 @@ static rmsp_reason keep_layout(const rmsp_plan *plan, rmsp_layout *kept, const r
 
 /* ---- one leaf ---- */
 
-static rmsp_reason check_array(const rmsp_array *array, const rmsp_slot *slot)
+/* `type` is what it must be. */
+static rmsp_reason check_array(const rmsp_array *array, const rmsp_slot *slot, int type)
 {
     if (array->problem != RMSP_OK) return array->problem;
-    assert((array->type & ~RMSP_PAIRS) >= 0 && (array->type & ~RMSP_PAIRS) < RMSP_DTYPE_COUNT);
+    assert((array->type & ~RMSP_PAIRS) >= 0 && (array->type & ~RMSP_PAIRS) < RMSP_TYPE_COUNT);
     if (!(array->flags & RMSP_ALIGNED)) return RMSP_MISALIGNED;
-    if (array->type != slot->type) return RMSP_OTHER_DTYPE;
+    if (array->type != type) return RMSP_OTHER_DTYPE;
     if (array->ndim != slot->ndim) return RMSP_OTHER_SHAPE;
     for (int axis = array->rows != NULL; axis < array->ndim; axis++) {
         if (array->shape[axis] != slot->shape[axis]) return RMSP_OTHER_SHAPE;
@@ -299,7 +299,25 @@ static void **buffer_of(const rmsp_plan *plan, size_t i, int k)
 {
     assert(k >= RMSP_SQUARE_AVG && k < RMSP_ARRAY_COUNT);
     if (k < RMSP_STEP_ARRAYS) return &plan->leaves[i].array[k];
-    return k == RMSP_EMA ? &plan->extras[i].ema : &plan->extras[i].grad_sum;
+    return k == RMSP_EMA        ? &plan->extras[i].ema
+           : k == RMSP_GRAD_SUM ? &plan->extras[i].grad_sum
+                                : &plan->extras[i].low_half;
+}
+
+/* The type of a leaf's state array. */
+static int type_of_buffer(const rmsp_plan *plan, size_t i, int k)
+{
+    const int type = plan->slots[i].type;
+    if (k == RMSP_LOW_HALF) return RMSP_LOW16;
+    if (k == RMSP_SQUARE_AVG && plan->extras[i].avg16) return RMSP_BF16;
+    return type & RMSP_PAIRS ? type : rmsp_arithmetic(type);
+}
+
+/* The type that a gradient must have: that of its parameter, but float32 and bfloat16 go together. */
+static int type_of_grad(const rmsp_slot *slot, const rmsp_array *grad)
+{
+    const int both16 = rmsp_arithmetic(slot->type) == RMSP_F32 && (grad->type == RMSP_F32 || grad->type == RMSP_BF16);
+    return both16 ? grad->type : slot->type;
 }
 
 static int is_given(const rmsp_array *const arrays[RMSP_ARRAY_COUNT], size_t i, int k)
@@ -318,16 +336,24 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     const int has_grad = grad->problem == RMSP_OK, has_rows = has_grad && grad->rows != NULL;
     const ptrdiff_t *strides[RMSP_ARRAY_COUNT] = {param->strides, has_grad ? grad->strides : NULL};
     const ptrdiff_t *alone[RMSP_ARRAY_COUNT] = {NULL};
+    ptrdiff_t size[RMSP_ARRAY_COUNT] = {(ptrdiff_t)real_size(param->type)}, strides16[RMSP_MAX_NDIM];
     rmsp_axis axes[RMSP_MAX_NDIM + 1];
     rmsp_layout found = {0, axes};
     int order[RMSP_MAX_NDIM];
 
+    size[RMSP_GRAD] = (ptrdiff_t)real_size(has_grad ? grad->type : slot->type);
+    for (int axis = 0; axis < slot->ndim; axis++) strides16[axis] = slot->strides[axis] / 2;
     for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT; k++) {
-        if (*buffer_of(plan, i, k) != NULL) strides[k] = is_given(arrays, i, k) ? arrays[k][i].strides : slot->strides;
+        const int type = type_of_buffer(plan, i, k);
+        size[k] = (ptrdiff_t)real_size(type);
+        if (*buffer_of(plan, i, k) == NULL) continue;
+        strides[k] = is_given(arrays, i, k) ? arrays[k][i].strides
+                     : type < RMSP_DTYPE_COUNT || type & RMSP_PAIRS ? slot->strides
+                                                                     : strides16;
     }
 
     slowest_first(slot->ndim - has_rows, param->strides + has_rows, order);
-    lay_out(&found, slot, has_rows, order, strides);
+    lay_out(&found, slot, has_rows, order, strides, size);
     const int dense = found.ndim == 0 && !has_rows;
     TRY(keep_layout(plan, &extra->layout, &found));
 
@@ -338,12 +364,13 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     extra->grad_order.ndim = extra->sum_order.ndim = 0;
     if (has_grad && !has_rows && rules_look_at_norms(rules)) {
         alone[RMSP_GRAD] = grad->strides;
-        lay_out(&found, slot, 0, NULL, alone);
+        lay_out(&found, slot, 0, NULL, alone, size);
         TRY(keep_layout(plan, &extra->grad_order, &found));
     }
     if (rules->clips && extra->grad_sum != NULL) {
         alone[RMSP_GRAD] = slot->strides;
-        lay_out(&found, slot, 0, NULL, alone);
+        size[RMSP_GRAD] = size[RMSP_GRAD_SUM];
+        lay_out(&found, slot, 0, NULL, alone, size);
         TRY(keep_layout(plan, &extra->sum_order, &found));
     }
 
@@ -351,10 +378,14 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     if (has_rows) leaf->n = slot->shape[0] == 0 ? 0 : slot->n / (size_t)slot->shape[0];
     leaf->array[RMSP_PARAM] = param->data;
     leaf->array[RMSP_GRAD] = has_grad ? grad->data : NULL;
-    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL || extra->has_bf16
-                      ? extra
-                      : NULL;
+    extra->param16 = slot->type == RMSP_BF16;
+    extra->grad16 = has_grad && grad->type == RMSP_BF16;
+    const int has16 = extra->param16 || extra->grad16 || extra->avg16;
+    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL || has16 ? extra
+                                                                                                              : NULL;
     extra->clip = 1;
+    slot->grad_type = has_grad ? grad->type : slot->type;
+    slot->grad_bytes = slot->n * real_size(slot->grad_type);
 
     /* Arrays like these are bound again by rmsp_bind_again: dense in one order, in C order where norms are summed. */
     const unsigned order_flag = param->flags & (param->flags & RMSP_C_ORDER ? RMSP_C_ORDER : RMSP_F_ORDER);
@@ -366,6 +397,13 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     return RMSP_OK;
 }
 
+/* Whether the place of an element in a state array is its index in C order. */
+static int must_be_c_order(const rmsp_plan *plan, size_t i, int k)
+{
+    const int has16 = plan->slots[i].type == RMSP_BF16 || plan->extras[i].avg16;
+    return k == RMSP_LOW_HALF || (k == RMSP_SQUARE_AVG && has16);
+}
+
 /* Takes over the buffers of a leaf that the caller gives. */
 static rmsp_reason bind_buffers(rmsp_plan *plan, size_t i, const rmsp_array *const arrays[RMSP_ARRAY_COUNT],
                                 rmsp_refusal *where)
@@ -375,8 +413,9 @@ static rmsp_reason bind_buffers(rmsp_plan *plan, size_t i, const rmsp_array *con
         *buffer = NULL;
         if (!is_given(arrays, i, k)) continue;
         where->array = k;
-        TRY(check_array(&arrays[k][i], &plan->slots[i]));
+        TRY(check_array(&arrays[k][i], &plan->slots[i], type_of_buffer(plan, i, k)));
         if (!(arrays[k][i].flags & RMSP_WRITABLE)) return RMSP_READ_ONLY;
+        if (!(arrays[k][i].flags & RMSP_C_ORDER) && must_be_c_order(plan, i, k)) return RMSP_NOT_C_ORDER;
         if (overlaps_itself(&arrays[k][i])) return RMSP_SELF_OVERLAP;
         *buffer = arrays[k][i].data;
     }
@@ -404,7 +443,7 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *const 
     uintptr_t low, high;
 
     assert(slot->ndim >= 0 && slot->ndim < RMSP_MAX_NDIM); /* and one axis for pairs */
-    assert(plan->leaves[i].dtype == (uint32_t)(slot->type & ~RMSP_PAIRS));
+    assert(plan->leaves[i].dtype == (uint32_t)rmsp_arithmetic(slot->type & ~RMSP_PAIRS));
     assert(slot->ndim == 0 || slot->param_strides != NULL);
     where->leaf = i;
     where->array = RMSP_PARAM;
@@ -413,15 +452,14 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *const 
         if (param->problem == RMSP_ABSENT) return leave_out(plan, i);
         TRY(bind_buffers(plan, i, arrays, where));
     }
-    slot->bf16_pairs = (ptrdiff_t)(slot->n / 2 + slot->n % 2);
     assert(slot->n == 0 || grads == NULL || plan->leaves[i].array[RMSP_SQUARE_AVG] != NULL);
-    TRY(check_array(param, slot));
+    TRY(check_array(param, slot, slot->type));
     if (!(param->flags & RMSP_WRITABLE) && (seen || grads == NULL || grad->problem != RMSP_ABSENT))
         return RMSP_READ_ONLY;
     if (overlaps_itself(param)) return RMSP_SELF_OVERLAP;
     if (grad->problem != RMSP_ABSENT) {
         where->array = RMSP_GRAD;
-        TRY(check_array(grad, slot));
+        TRY(check_array(grad, slot, type_of_grad(slot, grad)));
         if (grad->rows != NULL) {
             TRY(check_rows(plan, grad, slot, where));
         }
@@ -474,9 +512,10 @@ static rmsp_array written_array(const rmsp_plan *plan, const rmsp_array *const a
     if (arrays[k] != NULL) return arrays[k][i];
     rmsp_array array = {.shape = slot->shape, .strides = slot->strides, .ndim = slot->ndim, .type = slot->type};
     array.data = *buffer_of(plan, i, k);
-    if (k == RMSP_SQUARE_AVG && plan->extras[i].has_bf16) { /* as numbers of twice the size, half as many */
-        static const ptrdiff_t stride = 2 * sizeof(uint16_t);
-        array.shape = &slot->bf16_pairs;
+    array.type = type_of_buffer(plan, i, k);
+    if (array.type == RMSP_BF16 || array.type == RMSP_LOW16) { /* dense, of one axis */
+        static const ptrdiff_t stride = sizeof(uint16_t);
+        array.shape = (const ptrdiff_t *)&slot->n;
         array.strides = &stride;
         array.ndim = 1;
     }
@@ -601,7 +640,7 @@ rmsp_work rmsp_plan_work(const rmsp_plan *plan)
         const rmsp_leaf *const leaf = &plan->leaves[i];
         if (leaf->array[RMSP_GRAD] == NULL) continue;
         const size_t rows = leaf->extra == NULL || leaf->extra->rows.index == NULL ? 1 : leaf->extra->rows.count;
-        const size_t bytes = leaf->n * rows * rmsp_dtypes[leaf->dtype].size;
+        const size_t bytes = leaf->n * rows * rmsp_size_of(leaf, RMSP_GRAD);
         work.elements += leaf->n * rows;
         work.bytes += bytes > 256 ? bytes - 256 : 0;
     }

@@ -22,8 +22,12 @@ typedef struct rmsp_isa {
     rmsp_sumsq_fn *sumsq[RMSP_DTYPE_COUNT]; /* for norms */
     rmsp_lerp_fn *lerp[RMSP_DTYPE_COUNT];   /* for averaged weights and summed gradients */
     rmsp_nonfinite_fn *nonfinite[RMSP_DTYPE_COUNT];
-    rmsp_widen_fn *widen; /* for a bfloat16 square_avg */
+    rmsp_bf16_fn *bf16[RMSP_BF16_STORAGE_COUNT][RMSP_BF16_VARIANT_COUNT]; /* NULL where there is none */
+    rmsp_widen_fn *widen;
     rmsp_narrow_fn *narrow;
+    rmsp_join_fn *join;
+    rmsp_split_fn *split;
+    rmsp_random_fn *random;
 } rmsp_isa;
 
 /* The table in use; another thread may change it at any time, so a run reads it once. */

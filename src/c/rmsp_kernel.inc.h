@@ -11,6 +11,41 @@
  * specification: nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in
  * NumPy.
  */
+/* One element: the formula. Its buffers, and the parameter, are updated. */
+static RMSP_ALWAYS_INLINE void NAME(element)(const rmsp_momentum momentum, const int centered, const int l2,
+                                             const int neutral, const COEF *c, T *param, T g, T *square_avg,
+                                             T *momentum_buffer, T *grad_avg)
+{
+    const T p = *param;
+    if (!neutral) {
+        g = c->grad_scale * g;
+        g = c->clip_value < g ? c->clip_value : g; /* in this form a NaN stays */
+        g = -c->clip_value > g ? -c->clip_value : g;
+    }
+    if (l2) g = g + c->weight_decay * p;
+
+    const T v = c->rho * *square_avg + (c->one_minus_rho * g) * g;
+    T d = neutral ? v : c->bias_correction * v;
+    if (centered) {
+        const T a = c->rho * *grad_avg + c->one_minus_rho * g;
+        const T mean = neutral ? a : c->bias_correction * a;
+        *grad_avg = a;
+        d = d - mean * mean;
+        d = d < 0 ? 0 : d; /* rounding alone takes a constant gradient below 0 */
+    }
+    const T r = SQRT(d + c->eps_inside) + c->eps_outside;
+
+    T u = (c->lr_in * g) / r;
+    if (momentum != RMSP_MOMENTUM_NONE) {
+        const T b = c->momentum * *momentum_buffer + u;
+        *momentum_buffer = b;
+        u = momentum == RMSP_MOMENTUM_NESTEROV ? u + c->momentum * b : b;
+    }
+    *square_avg = v;
+    *param = (neutral ? p : c->shrink * p) - (neutral && momentum == RMSP_MOMENTUM_NONE ? u : c->lr_out * u);
+}
+
+/* The loop over arrays of the element type. */
 static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
                                           const int neutral, const rmsp_each each, const size_t n, T *restrict param,
                                           const T *restrict grad, T *restrict square_avg, T *restrict momentum_buffer,
@@ -21,53 +56,30 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
     const double *restrict const lrs = numbers.lr, *restrict const rhos = numbers.rho;
     const double *restrict const momenta = numbers.momentum, *restrict const eps_insides = numbers.eps_inside;
     const double *restrict const eps_outsides = numbers.eps_outside;
-    const COEF *const coef = each == RMSP_SAME ? numbers_ : numbers.coef;
-    const T grad_scale = coef->grad_scale, clip_value = coef->clip_value, weight_decay = coef->weight_decay;
-    const T bias_correction = coef->bias_correction;
-    T rho = coef->rho, one_minus_rho = coef->one_minus_rho, mu = coef->momentum;
-    T eps_inside = coef->eps_inside, eps_outside = coef->eps_outside;
-    T lr_in = coef->lr_in, shrink = coef->shrink, lr_out = coef->lr_out;
+    COEF c = *(const COEF *)(each == RMSP_SAME ? numbers_ : numbers.coef);
 
     for (size_t i = 0; i < n; i++) {
         if (each == RMSP_ALL_EACH) {
-            rho = (T)rhos[i];
-            one_minus_rho = (T)(1.0 - rhos[i]);
-            eps_inside = (T)eps_insides[i];
-            eps_outside = (T)eps_outsides[i];
-            if (momentum != RMSP_MOMENTUM_NONE) mu = (T)momenta[i];
+            c.rho = (T)rhos[i];
+            c.one_minus_rho = (T)(1.0 - rhos[i]);
+            c.eps_inside = (T)eps_insides[i];
+            c.eps_outside = (T)eps_outsides[i];
+            if (momentum != RMSP_MOMENTUM_NONE) c.momentum = (T)momenta[i];
         }
-        if (each == RMSP_LR_IN_EACH || (each == RMSP_ALL_EACH && momentum == RMSP_MOMENTUM_NONE)) lr_in = (T)lrs[i];
-        if (each == RMSP_LR_OUT_EACH || (each == RMSP_ALL_EACH && momentum != RMSP_MOMENTUM_NONE)) lr_out = (T)lrs[i];
-        if (each != RMSP_SAME && !neutral) shrink = (T)(1.0 - lrs[i] * numbers.decay);
+        if (each == RMSP_LR_IN_EACH || (each == RMSP_ALL_EACH && momentum == RMSP_MOMENTUM_NONE)) c.lr_in = (T)lrs[i];
+        if (each == RMSP_LR_OUT_EACH || (each == RMSP_ALL_EACH && momentum != RMSP_MOMENTUM_NONE)) {
+            c.lr_out = (T)lrs[i];
+        }
+        if (each != RMSP_SAME && !neutral) c.shrink = (T)(1.0 - lrs[i] * numbers.decay);
 
-        const T p = param[i];
-        T g = grad[i];
-        if (!neutral) {
-            g = grad_scale * g;
-            g = clip_value < g ? clip_value : g; /* in this form a NaN stays */
-            g = -clip_value > g ? -clip_value : g;
-        }
-        if (l2) g = g + weight_decay * p;
-
-        const T v = rho * square_avg[i] + (one_minus_rho * g) * g;
-        T d = neutral ? v : bias_correction * v;
-        if (centered) {
-            const T a = rho * grad_avg[i] + one_minus_rho * g;
-            const T mean = neutral ? a : bias_correction * a;
-            grad_avg[i] = a;
-            d = d - mean * mean;
-            d = d < 0 ? 0 : d; /* rounding alone takes a constant gradient below 0 */
-        }
-        const T r = SQRT(d + eps_inside) + eps_outside;
-
-        T u = (lr_in * g) / r;
-        if (momentum != RMSP_MOMENTUM_NONE) {
-            const T b = mu * momentum_buffer[i] + u;
-            momentum_buffer[i] = b;
-            u = momentum == RMSP_MOMENTUM_NESTEROV ? u + mu * b : b;
-        }
+        T p = param[i], v = square_avg[i], b = 0, a = 0;
+        if (momentum != RMSP_MOMENTUM_NONE) b = momentum_buffer[i];
+        if (centered) a = grad_avg[i];
+        NAME(element)(momentum, centered, l2, neutral, &c, &p, grad[i], &v, &b, &a);
+        if (centered) grad_avg[i] = a;
+        if (momentum != RMSP_MOMENTUM_NONE) momentum_buffer[i] = b;
         square_avg[i] = v;
-        param[i] = (neutral ? p : shrink * p) - (neutral && momentum == RMSP_MOMENTUM_NONE ? u : lr_out * u);
+        param[i] = p;
     }
 }
 

@@ -33,29 +33,13 @@
 #define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
 #include "rmsp_kernel.inc.h"
 
-static void RMSP_GLUE(rmsp_, RMSP_ISA, _widen)(size_t n, const uint16_t *restrict from, float *restrict to)
-{
-    for (size_t i = 0; i < n; i++) to[i] = rmsp_from_bf16(from[i]);
-}
+#include "rmsp_bf16.inc.h"
 
-static void RMSP_GLUE(rmsp_, RMSP_ISA, _narrow)(size_t n, const float *restrict from, uint16_t *restrict to,
-                                                uint32_t stream, size_t first)
-{
-    uint16_t random[RMSP_BLOCK + 2];
-    const uint16_t *const own = random + first % 2;
-    const uint32_t word = (uint32_t)(first / 2), pairs = (uint32_t)(n / 2 + 1);
-    assert(n <= RMSP_BLOCK);
-    for (uint32_t i = 0; i < pairs; i++) { /* a hash for two elements */
-        const uint32_t pair = rmsp_random_pair(stream, word + i);
-        random[2 * i] = (uint16_t)pair;
-        random[2 * i + 1] = (uint16_t)(pair >> 16);
-    }
-    for (size_t i = 0; i < n; i++) to[i] = rmsp_to_bf16(from[i], own[i]);
-}
-
-#define SYMBOL(dtype, x) RMSP_GLUE(rmsp_, RMSP_ISA, _##dtype##_##x)
+#define SYMBOL(set, x) RMSP_GLUE(rmsp_, RMSP_ISA, _##set##_##x)
 #define F32_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f32, step_##variant),
 #define F64_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f64, step_##variant),
+#define BF16_STEP(storage, p, g, v, variant, momentum, centered, l2, neutral) SYMBOL(storage, variant),
+#define BF16_STEPS(storage, p, g, v) [RMSP_BF16_STORAGE(p, g, v)] = {RMSP_BF16_VARIANTS(BF16_STEP, storage, p, g, v)},
 #define STEPS(name, NAME, type, coef, code) {RMSP_VARIANTS(NAME##_STEP)},
 #define SUMSQ(name, NAME, type, coef, code) SYMBOL(name, sumsq),
 #define LERP(name, NAME, type, coef, code) SYMBOL(name, lerp),
@@ -67,6 +51,14 @@ const rmsp_isa RMSP_GLUE(rmsp_isa_, RMSP_ISA, ) = {
     {RMSP_DTYPES(SUMSQ)},
     {RMSP_DTYPES(LERP)},
     {RMSP_DTYPES(NONFINITE)},
+#if defined(RMSP_WITHOUT_BF16_KERNELS)
+    {{NULL}},
+#else
+    {RMSP_BF16_STORAGES(BF16_STEPS)},
+#endif
     RMSP_GLUE(rmsp_, RMSP_ISA, _widen),
     RMSP_GLUE(rmsp_, RMSP_ISA, _narrow),
+    RMSP_GLUE(rmsp_, RMSP_ISA, _join),
+    RMSP_GLUE(rmsp_, RMSP_ISA, _split),
+    RMSP_GLUE(rmsp_, RMSP_ISA, _random),
 };

@@ -57,10 +57,12 @@ typedef struct rates {
     size_t run;
     size_t first;             /* the place of the first element */
     const rmsp_layout *order; /* of the elements; ndim 0: as they lie in square_avg */
-    size_t size, done;        /* of an element; elements of the order before this block */
+    size_t size, avg_size;    /* of an element where it is stepped, and in square_avg */
+    size_t done;              /* elements of the order before this block */
 } rates;
 
 typedef struct block_context {
+    rmsp_widen_fn *widen; /* of a bfloat16 gradient that is summed, else NULL */
     rmsp_step_fn *step;
     rmsp_sumsq_fn *sumsq;
     rmsp_lerp_fn *lerp;
@@ -155,7 +157,7 @@ static void step_rates_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
     memcpy(rest, array, sizeof rest);
     if (r->order->ndim > 0) {
         assert(n <= RMSP_BLOCK);
-        rmsp_gather_numbers(r->size, r->order, RMSP_SQUARE_AVG, r->done, n, r->first, r->lrs, r->run, lrs);
+        rmsp_gather_numbers(r->avg_size, r->order, RMSP_SQUARE_AVG, r->done, n, r->first, r->lrs, r->run, lrs);
         step_lr_each(n, array, c, lrs);
         c->rates.done += n;
     } else if (r->run == 1) {
@@ -175,72 +177,136 @@ static void step_rates_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void
     }
 }
 
-/* A step with a bfloat16 square_avg: a block of it becomes float32, which is stepped and rounded. */
+/* A step on arrays of which some are bfloat16: by a kernel for them, or by blocks of float32. */
 typedef struct bf16_context {
-    rmsp_block_fn *step; /* of a block with a float32 square_avg; the block is to be written at once */
+    rmsp_block_fn *step; /* of a block of float32 arrays; the block is to be written at once */
     void *context;
-    rates *rates; /* those of `context`, or NULL */
+    block_context *block; /* that of `context` */
+    rates *rates;         /* those of `context`, or NULL */
     const rmsp_isa *isa;
-    uint16_t *square_avg; /* of the whole leaf */
+    const rmsp_leaf *leaf;
+    rmsp_bf16_fn *kernel; /* or NULL */
     uint32_t stream;
     size_t first; /* the element of the leaf at which this block, or `order`, begins */
     const rmsp_layout *order;
     size_t done; /* elements of the order before this block */
 } bf16_context;
 
+static inline int has_bf16(const rmsp_leaf *leaf)
+{
+    return leaf->extra->param16 || leaf->extra->grad16 || leaf->extra->avg16;
+}
+
+static int is_rounded(const rmsp_leaf *leaf) { return leaf->extra->param16 && leaf->extra->low_half == NULL; }
+
+static int needs_random(const rmsp_leaf *leaf) { return leaf->extra->avg16 || is_rounded(leaf); }
+
+static int has_grad16(const rmsp_leaf *leaf) { return rmsp_size_of(leaf, RMSP_GRAD) == sizeof(uint16_t); }
+
+/* At most RMSP_BLOCK elements, with 16 random bits each. */
+static void step_bf16_wide(size_t n, void *const array[RMSP_ARRAY_COUNT], const bf16_context *c, uint16_t *random)
+{
+    const rmsp_isa *const isa = c->isa;
+    const int is_split = c->leaf->extra->param16 && !is_rounded(c->leaf);
+    float param[RMSP_BLOCK], grad[RMSP_BLOCK], square_avg[RMSP_BLOCK];
+    void *wide[RMSP_ARRAY_COUNT];
+
+    assert(n <= RMSP_BLOCK);
+    memcpy(wide, array, sizeof wide);
+    if (has_grad16(c->leaf)) isa->widen(n, array[RMSP_GRAD], wide[RMSP_GRAD] = grad);
+    if (c->leaf->extra->avg16) isa->widen(n, array[RMSP_SQUARE_AVG], wide[RMSP_SQUARE_AVG] = square_avg);
+    if (is_split) isa->join(n, array[RMSP_PARAM], array[RMSP_LOW_HALF], wide[RMSP_PARAM] = param);
+    if (is_rounded(c->leaf)) {
+        isa->widen(n, array[RMSP_PARAM], wide[RMSP_PARAM] = param);
+        wide[RMSP_EMA] = NULL; /* the average is one of rounded weights */
+    }
+
+    c->step(n, wide, c->context);
+
+    if (c->leaf->extra->avg16) isa->narrow(n, square_avg, array[RMSP_SQUARE_AVG], random);
+    if (is_split) isa->split(n, param, array[RMSP_PARAM], array[RMSP_LOW_HALF]);
+    if (is_rounded(c->leaf)) {
+        for (size_t i = 0; i < n; i++) random[i] = (uint16_t)rmsp_swap_bytes(random[i]);
+        isa->narrow(n, param, array[RMSP_PARAM], random);
+        if (array[RMSP_EMA] != NULL) {
+            isa->widen(n, array[RMSP_PARAM], param);
+            c->block->lerp(n, array[RMSP_EMA], param, c->block->ema, 1.0 - c->block->ema);
+        }
+    }
+}
+
 /* n elements of a leaf in C order, from c->first on. */
 static void step_bf16_dense(size_t n, void *const array[RMSP_ARRAY_COUNT], bf16_context *c)
 {
-    float square_avg[RMSP_BLOCK];
+    uint16_t random[RMSP_BLOCK];
     void *rest[RMSP_ARRAY_COUNT];
-    const size_t head = head_of(array[RMSP_PARAM], sizeof(float), n);
     memcpy(rest, array, sizeof rest);
     for (size_t done = 0, count; done < n; done += count) {
-        count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
-        if (done == 0 && head > 0) count = head;
-        rest[RMSP_SQUARE_AVG] = square_avg;
-        c->isa->widen(count, c->square_avg + c->first, square_avg);
-        c->step(count, rest, c->context);
-        c->isa->narrow(count, square_avg, c->square_avg + c->first, c->stream, c->first);
+        if (c->kernel != NULL && c->first % 2 == 0 && n - done >= RMSP_PIECE) {
+            count = (n - done) / RMSP_PIECE * RMSP_PIECE;
+            c->kernel(count, rest[RMSP_PARAM], rest[RMSP_LOW_HALF], rest[RMSP_GRAD], rest[RMSP_SQUARE_AVG],
+                      rest[RMSP_MOMENTUM_BUFFER], rest[RMSP_GRAD_AVG], c->block->numbers, c->stream,
+                      (uint32_t)(c->first / 2));
+        } else {
+            count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
+            if (c->kernel != NULL && c->first % 2 != 0) count = 1;
+            if (needs_random(c->leaf)) c->isa->random(count, c->stream, c->first, random);
+            step_bf16_wide(count, rest, c, random);
+        }
         c->first += count;
         if (c->rates != NULL) c->rates->first += count;
-        advance(rest, count, sizeof(float));
+        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) rest[k] = at(rest[k], (ptrdiff_t)(count * rmsp_size_of(c->leaf, k)));
     }
 }
 
 static void step_bf16_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     bf16_context *const c = context;
-    float square_avg[RMSP_BLOCK];
+    uint16_t random[RMSP_BLOCK];
     size_t element[RMSP_BLOCK];
-    void *block[RMSP_ARRAY_COUNT];
 
     if (c->order->ndim == 0) {
         step_bf16_dense(n, array, c);
         return;
     }
     assert(n <= RMSP_BLOCK);
-    memcpy(block, array, sizeof block);
-    block[RMSP_SQUARE_AVG] = square_avg;
-    rmsp_gather_elements(sizeof(float), c->order, RMSP_SQUARE_AVG, c->done, n, c->first, element);
-    for (size_t i = 0; i < n; i++) square_avg[i] = rmsp_from_bf16(c->square_avg[element[i]]);
-    c->step(n, block, c->context);
-    for (size_t i = 0; i < n; i++) {
-        c->square_avg[element[i]] = rmsp_to_bf16(square_avg[i], rmsp_random(c->stream, element[i]));
+    if (needs_random(c->leaf)) {
+        rmsp_gather_elements(rmsp_size_of(c->leaf, RMSP_SQUARE_AVG), c->order, RMSP_SQUARE_AVG, c->done, n, c->first,
+                             element);
+        for (size_t i = 0; i < n; i++) random[i] = (uint16_t)rmsp_random(c->stream, element[i]);
     }
+    step_bf16_wide(n, array, c, random);
     c->done += n;
 }
 
 static void sumsq_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     block_context *const c = context;
-    c->sum += c->sumsq(n, array[RMSP_GRAD], c->scale);
+    float wide[RMSP_BLOCK];
+    if (c->widen == NULL) {
+        c->sum += c->sumsq(n, array[RMSP_GRAD], c->scale);
+        return;
+    }
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
+        c->widen(count, (const uint16_t *)array[RMSP_GRAD] + done, wide);
+        c->sum += c->sumsq(count, wide, c->scale);
+    }
 }
 
 static void accumulate_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     const block_context *const c = context;
-    c->lerp(n, array[RMSP_GRAD_SUM], array[RMSP_GRAD], 1.0, c->scale);
+    float wide[RMSP_BLOCK];
+    if (c->widen == NULL) {
+        c->lerp(n, array[RMSP_GRAD_SUM], array[RMSP_GRAD], 1.0, c->scale);
+        return;
+    }
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
+        c->widen(count, (const uint16_t *)array[RMSP_GRAD] + done, wide);
+        c->lerp(count, (float *)array[RMSP_GRAD_SUM] + done, wide, 1.0, c->scale);
+    }
 }
 
 /* Whether an operation uses array k. */
@@ -252,15 +318,18 @@ static inline int is_used(rmsp_op op, int k)
 }
 
 /* Does `work` on contiguous blocks of elements [start, start + count) of arrays in the order of a layout. */
-static inline void run_blocks(rmsp_op op, const rmsp_layout *layout, size_t size, void *array[RMSP_ARRAY_COUNT],
-                              size_t start, size_t count, rmsp_block_fn *work, void *context)
+static inline void run_blocks(rmsp_op op, const rmsp_leaf *leaf, const rmsp_layout *layout,
+                              void *array[RMSP_ARRAY_COUNT], size_t start, size_t count, rmsp_block_fn *work,
+                              void *context)
 {
     if (layout->ndim == 0) {
         work(count, array, context); /* inlined, with a context in registers */
         return;
     }
     void *out[RMSP_ARRAY_COUNT];
+    size_t size[RMSP_ARRAY_COUNT];
     for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
+        size[k] = rmsp_size_of(leaf, k);
         if (!is_used(op, k)) array[k] = NULL;
         const int written = op == RMSP_STEP ? k != RMSP_GRAD : op == RMSP_ACCUMULATE && k == RMSP_GRAD_SUM;
         out[k] = written ? array[k] : NULL;
@@ -276,60 +345,73 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
     const rmsp_layout *const layout = op == RMSP_SUMSQ ? &extra->grad_order : &extra->layout;
     const int has_rows = op != RMSP_SUMSQ && extra->rows.index != NULL;
     const rmsp_group *group = &run->plan->groups[leaf->group];
-    const size_t size = item_size(leaf);
     rmsp_group clipped;
     if (op == RMSP_STEP && extra->clip != 1) {
         clipped = *group;
         rmsp_group_scale(&clipped, extra->clip);
         group = &clipped;
     }
-    block_context context = {run->isa->step[leaf->dtype][group->variant],
+    block_context context = {has_grad16(leaf) ? run->isa->widen : NULL,
+                             run->isa->step[leaf->dtype][group->variant],
                              run->isa->sumsq[leaf->dtype],
                              run->isa->lerp[leaf->dtype],
                              rmsp_coef_of(group, (int)leaf->dtype),
                              run->copies ? 0 : group->ema,
                              run->scale,
                              0};
-    const ptrdiff_t offset = layout->ndim == 0 ? (ptrdiff_t)(start * size) : 0;
+    const size_t place = layout->ndim == 0 ? start : 0;
     void *array[RMSP_ARRAY_COUNT];
 
     assert(op != RMSP_SUMSQ || extra->span_sums != NULL);
     assert(op != RMSP_ACCUMULATE || extra->grad_sum != NULL);
-    for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = at(leaf->array[k], offset);
-    array[RMSP_EMA] = at(extra->ema, offset);
-    array[RMSP_GRAD_SUM] = at(extra->grad_sum, offset);
+    for (int k = 0; k < RMSP_STEP_ARRAYS; k++) array[k] = leaf->array[k];
+    array[RMSP_EMA] = extra->ema;
+    array[RMSP_GRAD_SUM] = extra->grad_sum;
+    array[RMSP_LOW_HALF] = extra->low_half;
+    for (int k = 0; k < RMSP_ARRAY_COUNT; k++) array[k] = at(array[k], (ptrdiff_t)(place * rmsp_size_of(leaf, k)));
     for (int k = 0; has_rows && k < RMSP_ARRAY_COUNT; k++) {
-        const ptrdiff_t place = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows.index[row];
-        array[k] = at(array[k], place * extra->rows.stride[k]);
+        const ptrdiff_t of_row = k == RMSP_GRAD ? (ptrdiff_t)row : extra->rows.index[row];
+        array[k] = at(array[k], of_row * extra->rows.stride[k]);
     }
     if (op == RMSP_SUMSQ) {
-        run_blocks(op, layout, size, array, start, count, sumsq_block, &context);
+        run_blocks(op, leaf, layout, array, start, count, sumsq_block, &context);
         extra->span_sums[start / RMSP_SPAN] = context.sum;
     } else if (op == RMSP_ACCUMULATE) {
-        run_blocks(op, layout, size, array, start, count, accumulate_block, &context);
+        run_blocks(op, leaf, layout, array, start, count, accumulate_block, &context);
     } else {
-        const size_t first = (size_t)((char *)array[RMSP_SQUARE_AVG] - (char *)leaf->array[RMSP_SQUARE_AVG]) / size;
+        const size_t avg_size = rmsp_size_of(leaf, RMSP_SQUARE_AVG);
+        const size_t first = (size_t)((char *)array[RMSP_SQUARE_AVG] - (char *)leaf->array[RMSP_SQUARE_AVG]) / avg_size;
         rates_context with_rates = {
-            context, run->isa, *group, leaf->dtype, {extra->lrs, extra->lr_run, first, layout, size, start}};
-        rmsp_block_fn *const step = extra->lrs == NULL ? step_block : step_rates_block;
-        void *const of_step = extra->lrs == NULL ? (void *)&context : (void *)&with_rates;
-        if (!extra->has_bf16) {
-            run_blocks(op, layout, size, array, start, count, step, of_step);
+            context,
+            run->isa,
+            *group,
+            leaf->dtype,
+            {extra->lrs, extra->lr_run, first, layout, rmsp_dtypes[leaf->dtype].size, avg_size, start}};
+        const int has_rates = extra->lrs != NULL;
+        rmsp_block_fn *const step = has_rates ? step_rates_block : step_block;
+        void *const of_step = has_rates ? (void *)&with_rates : (void *)&context;
+        if (!has_bf16(leaf)) {
+            run_blocks(op, leaf, layout, array, start, count, step, of_step);
             return;
         }
-        const rmsp_counts *const counts = run->plan->counts;
+        const rmsp_param_storage param = !extra->param16   ? RMSP_PARAM_F32
+                                         : is_rounded(leaf) ? RMSP_PARAM_ROUNDED
+                                                            : RMSP_PARAM_SPLIT;
+        const int storage = RMSP_BF16_STORAGE(param, has_grad16(leaf), extra->avg16);
+        const int has_kernel = !has_rates && extra->ema == NULL;
         bf16_context narrow = {
             step,
             of_step,
-            extra->lrs == NULL ? NULL : &with_rates.rates,
+            has_rates ? &with_rates.block : &context,
+            has_rates ? &with_rates.rates : NULL,
             run->isa,
-            leaf->array[RMSP_SQUARE_AVG],
-            rmsp_stream(run->plan->rules.seed, (uint64_t)counts->steps, (uint64_t)(leaf - run->plan->leaves)),
+            leaf,
+            has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
+            rmsp_stream(run->plan->rules.seed, (uint64_t)run->plan->counts->steps, (uint64_t)(leaf - run->plan->leaves)),
             first,
             layout,
             start};
-        array[RMSP_SQUARE_AVG] = NULL; /* it is not gathered with the others */
-        run_blocks(op, layout, size, array, start, count, step_bf16_block, &narrow);
+        run_blocks(op, leaf, layout, array, start, count, step_bf16_block, &narrow);
     }
 }
 
@@ -338,9 +420,9 @@ static inline int is_plain(const rmsp_leaf *leaf, rmsp_op op)
 {
     const rmsp_extra *const extra = leaf->extra;
     if (extra == NULL) return 1;
+    if (has_bf16(leaf)) return 0;
     if (op == RMSP_SUMSQ) return extra->grad_order.ndim == 0;
-    return extra->layout.ndim == 0 && extra->rows.index == NULL &&
-           (op != RMSP_STEP || (extra->lrs == NULL && !extra->has_bf16));
+    return extra->layout.ndim == 0 && extra->rows.index == NULL && (op != RMSP_STEP || extra->lrs == NULL);
 }
 
 static inline void step_plain(const run_context *run, const rmsp_leaf *leaf, const rmsp_group *group, size_t start,

@@ -23,13 +23,23 @@ static int has_grad(const rmsp_leaf *leaf) { return leaf->array[RMSP_GRAD] != NU
 
 typedef struct count_context {
     rmsp_nonfinite_fn *nonfinite;
+    rmsp_widen_fn *widen; /* of a bfloat16 gradient, else NULL */
     size_t reals, count;
 } count_context;
 
 static void count_block(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context)
 {
     count_context *const c = context;
-    c->count += c->nonfinite(n, array[RMSP_GRAD], c->reals);
+    float wide[RMSP_BLOCK];
+    if (c->widen == NULL) {
+        c->count += c->nonfinite(n, array[RMSP_GRAD], c->reals);
+        return;
+    }
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
+        c->widen(count, (const uint16_t *)array[RMSP_GRAD] + done, wide);
+        c->count += c->nonfinite(count, wide, c->reals);
+    }
 }
 
 /* Numbers of a gradient, complex or real, that are not finite. */
@@ -41,13 +51,14 @@ static rmsp_found count_nonfinite(const rmsp_plan *plan, size_t i)
     const size_t reals = plan->slots[i].type & RMSP_PAIRS ? 2 : 1;
     const size_t n = leaf->n * (extra->rows.index != NULL ? extra->rows.count : 1);
     void *in[RMSP_ARRAY_COUNT] = {NULL}, *out[RMSP_ARRAY_COUNT] = {NULL};
-    count_context context = {rmsp_isa_active_table()->nonfinite[leaf->dtype], reals, 0};
+    const rmsp_isa *const isa = rmsp_isa_active_table();
+    const size_t size[RMSP_ARRAY_COUNT] = {[RMSP_GRAD] = rmsp_size_of(leaf, RMSP_GRAD)};
+    count_context context = {isa->nonfinite[leaf->dtype], extra->grad16 ? isa->widen : NULL, reals, 0};
     in[RMSP_GRAD] = leaf->array[RMSP_GRAD];
     if (extra->grad_order.ndim == 0) {
         count_block(n, in, &context);
     } else {
-        rmsp_strided_run(rmsp_dtypes[leaf->dtype].size, &extra->grad_order, 0, n, (const void *const *)in, out,
-                         count_block, &context);
+        rmsp_strided_run(size, &extra->grad_order, 0, n, (const void *const *)in, out, count_block, &context);
     }
     return (rmsp_found){i, context.count, n / reals};
 }

@@ -1,15 +1,26 @@
-/* rmsp_storage.h: how a bfloat16 square_avg is read and written: exactly, and by stochastic rounding.
+/* rmsp_storage.h: how numbers are read from bfloat16 and written to it: rounded stochastically, or in two exact halves.
  *
- * A bfloat16 is the upper half of a float32. To round, 16 random bits are added to the lower half, whose carry rounds
- * up as often as the number is near to the upper neighbour; what the type can hold stays as it is. The bits come from
- * a hash of (seed, step, leaf, element), so that they are the same on any instruction set, number of threads and
- * layout: reference.py has the same functions. Integers only, of no byte order.
+ * a) A bfloat16 is the upper half of a float32. To round, 16 random bits are added to the lower half, whose carry rounds
+ *    up as often as the number is near to the upper neighbour; what the type can hold stays as it is. The bits come from
+ *    a hash of (seed, step, leaf, element), so that they are the same on any instruction set, number of threads and
+ *    layout. square_avg takes them as they are, a parameter with the two bytes swapped: what decides most roundings, the
+ *    upper byte, is another one.
+ * b) Of a parameter in two halves the upper one is the model's bfloat16, rounded to the nearest; the lower one is a part
+ *    of the state, and counts as a signed number. People write to the upper half between steps: a lower half that would
+ *    change the sign, or that meets an infinity or NaN, counts as 0.
+ * c) A NaN is not rounded, which could make it an infinity or a zero. What arithmetic gives has its quiet bit set, in the
+ *    upper half.
+ *
+ * reference.py has the same functions. Integers only, of no byte order but for pairs of elements read as one word.
  */
 #ifndef RMSP_STORAGE_H
 #define RMSP_STORAGE_H
 
 #include <stdint.h>
 #include <string.h>
+
+/* What is hashed grows by this from one pair of elements to the next. */
+#define RMSP_WORD_STEP 0x9E3779B1u
 
 /* A mixer of 32 bits by multiplications, after Wellons' search for the least bias (hash-prospector). */
 static inline uint32_t rmsp_mix(uint32_t x)
@@ -25,8 +36,8 @@ static inline uint32_t rmsp_stream(uint64_t seed, uint64_t step, uint64_t leaf)
     const uint64_t parts[3] = {seed, step, leaf};
     uint32_t stream = 0;
     for (int k = 0; k < 3; k++) {
-        stream = rmsp_mix(stream + (uint32_t)parts[k] + 0x9E3779B1u);
-        stream = rmsp_mix(stream + (uint32_t)(parts[k] >> 32) + 0x9E3779B1u);
+        stream = rmsp_mix(stream + (uint32_t)parts[k] + RMSP_WORD_STEP);
+        stream = rmsp_mix(stream + (uint32_t)(parts[k] >> 32) + RMSP_WORD_STEP);
     }
     return stream;
 }
@@ -34,7 +45,7 @@ static inline uint32_t rmsp_stream(uint64_t seed, uint64_t step, uint64_t leaf)
 /* The bits of elements 2 * word, in the lower half, and 2 * word + 1. */
 static inline uint32_t rmsp_random_pair(uint32_t stream, uint32_t word)
 {
-    return rmsp_mix(stream + word * 0x9E3779B1u);
+    return rmsp_mix(stream + word * RMSP_WORD_STEP);
 }
 
 static inline uint32_t rmsp_random(uint32_t stream, size_t element)
@@ -42,20 +53,68 @@ static inline uint32_t rmsp_random(uint32_t stream, size_t element)
     return rmsp_random_pair(stream, (uint32_t)(element >> 1)) >> (element % 2 * 16) & 0xffffu;
 }
 
-static inline float rmsp_from_bf16(uint16_t stored)
+/* The same bits for parameters: of each half the two bytes swapped. */
+static inline uint32_t rmsp_swap_bytes(uint32_t pair) { return (pair & 0xff00ffu) << 8 | (pair >> 8 & 0xff00ffu); }
+
+static inline uint32_t rmsp_bits_of(float x)
 {
-    const uint32_t bits = (uint32_t)stored << 16;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float rmsp_of_bits(uint32_t bits)
+{
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-/* `random` has 16 bits. A NaN is not rounded, which could make it an infinity or a zero. */
-static inline uint16_t rmsp_to_bf16(float x, uint32_t random)
+static inline float rmsp_from_bf16(uint16_t stored) { return rmsp_of_bits((uint32_t)stored << 16); }
+
+/* The bits of a number of which the upper half is kept; `random` has 16 bits. */
+static inline uint32_t rmsp_rounded(float x, uint32_t random) { return rmsp_bits_of(x) + (x == x ? random : 0); }
+
+static inline uint16_t rmsp_to_bf16(float x, uint32_t random) { return (uint16_t)(rmsp_rounded(x, random) >> 16); }
+
+/* A number of its two halves; `upper` has the bits of the upper one in their place. */
+static inline float rmsp_join(uint32_t upper, uint16_t lower)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((x == x ? bits + random : bits | 0x400000u) >> 16);
+    const uint32_t joined = upper + ((uint32_t)lower ^ 0x8000u) - 0x8000u;
+    return rmsp_of_bits((joined ^ upper) >> 31 != 0 || (upper & 0x7f800000u) == 0x7f800000u ? upper : joined);
+}
+
+/* The upper half of a number, rounded to the nearest, in its place; the lower one is its bits. */
+static inline uint32_t rmsp_upper(float x) { return rmsp_rounded(x, 0x8000u); }
+
+/* Of words that are pairs of 16 bits, in the order of elements: element k. */
+static inline uint16_t rmsp_half_of(const uint32_t *pairs, size_t k)
+{
+    uint16_t half;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    k ^= 1;
+#endif
+    memcpy(&half, (const char *)pairs + k * sizeof half, sizeof half);
+    return half;
+}
+
+/* Two elements of 16 bits as a word: the first one in its lower half. */
+static inline uint32_t rmsp_load_pair(const uint16_t *from)
+{
+    uint32_t word;
+    memcpy(&word, from, sizeof word);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = word << 16 | word >> 16;
+#endif
+    return word;
+}
+
+static inline void rmsp_store_pair(uint16_t *to, uint32_t word)
+{
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = word << 16 | word >> 16;
+#endif
+    memcpy(to, &word, sizeof word);
 }
 
 #endif

@@ -1,7 +1,7 @@
 /* rmsp_strided.c: work on arrays of any layout: gather a block, work on it, scatter it.
  *
  * a) Only the copies use strides. The work is done on contiguous blocks, so that every layout gives the same bits.
- *    The blocks take 7 * 4 KiB, within a first-level cache.
+ *    The blocks take 8 * 4 KiB, within a first-level cache.
  * b) An array that is dense in the order of the layout, as the state often is beside a strided parameter, is worked on
  *    where it lies.
  * c) Short innermost axes, as of the columns of a matrix, are copied several rows at a time: with a copy a row, a
@@ -82,6 +82,8 @@ void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, con
         copy_each(n, 8, to, to_stride, from, from_stride);
     } else if (size == 4) {
         copy_each(n, 4, to, to_stride, from, from_stride);
+    } else if (size == 2) {
+        copy_each(n, 2, to, to_stride, from, from_stride);
     } else {
         copy_each(n, size, to, to_stride, from, from_stride);
     }
@@ -107,11 +109,10 @@ static int is_dense(const rmsp_layout *layout, int k, size_t size)
     return 1;
 }
 
-void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size_t count,
+void rmsp_strided_run(const size_t size[RMSP_ARRAY_COUNT], const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context)
 {
-    const ptrdiff_t unit = (ptrdiff_t)size;
     const rmsp_axis *const inner = &layout->axes[layout->ndim - 1];
     const rmsp_axis *const outer = layout->ndim > 1 ? inner - 1 : inner; /* not read where there is one row */
     double memory[RMSP_ARRAY_COUNT][RMSP_BLOCK * RMSP_MAX_SIZE / sizeof(double)];
@@ -119,12 +120,12 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
     int copied[RMSP_ARRAY_COUNT];
     cursor begin, at;
 
-    assert(size <= RMSP_MAX_SIZE && layout->axes != NULL && layout->ndim > 0 && layout->ndim <= RMSP_MAX_NDIM);
+    assert(layout->axes != NULL && layout->ndim > 0 && layout->ndim <= RMSP_MAX_NDIM);
     for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-        const int direct = in[k] != NULL && (out[k] == NULL || out[k] == in[k]) && is_dense(layout, k, size);
-        assert(in[k] != NULL || out[k] == NULL);
+        const int direct = in[k] != NULL && (out[k] == NULL || out[k] == in[k]) && is_dense(layout, k, size[k]);
+        assert(size[k] <= RMSP_MAX_SIZE && (in[k] != NULL || out[k] == NULL));
         copied[k] = in[k] != NULL && !direct;
-        block[k] = direct ? (char *)in[k] + start * size : in[k] == NULL ? NULL : (char *)memory[k];
+        block[k] = direct ? (char *)in[k] + start * size[k] : in[k] == NULL ? NULL : (char *)memory[k];
     }
     cursor_seek(&begin, layout, start);
     while (count > 0) {
@@ -136,7 +137,8 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
             part = cursor_piece(&at, layout, n - done);
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
                 if (!copied[k]) continue;
-                copy_piece(part, size, (char *)block[k] + done * size, unit * (ptrdiff_t)part.columns, unit,
+                const ptrdiff_t unit = (ptrdiff_t)size[k];
+                copy_piece(part, size[k], (char *)block[k] + done * size[k], unit * (ptrdiff_t)part.columns, unit,
                            (const char *)in[k] + cursor_offset(&at, layout, k), outer->stride[k], inner->stride[k]);
             }
         }
@@ -148,15 +150,16 @@ void rmsp_strided_run(size_t size, const rmsp_layout *layout, size_t start, size
             part = cursor_piece(&at, layout, n - done);
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
                 if (!copied[k] || out[k] == NULL) continue;
-                copy_piece(part, size, (char *)out[k] + cursor_offset(&at, layout, k), outer->stride[k],
-                           inner->stride[k], (const char *)block[k] + done * size, unit * (ptrdiff_t)part.columns,
+                const ptrdiff_t unit = (ptrdiff_t)size[k];
+                copy_piece(part, size[k], (char *)out[k] + cursor_offset(&at, layout, k), outer->stride[k],
+                           inner->stride[k], (const char *)block[k] + done * size[k], unit * (ptrdiff_t)part.columns,
                            unit);
             }
         }
         begin = at;
         count -= n;
         for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-            if (in[k] != NULL && !copied[k]) block[k] = (char *)block[k] + n * size;
+            if (in[k] != NULL && !copied[k]) block[k] = (char *)block[k] + n * size[k];
         }
     }
 }

@@ -32,7 +32,7 @@ from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
 from rmsprop_native._leaves cimport Node, borrow
 
-from rmsprop_native.arrays import RowGrad, merge_rows, no_state, refusal, title
+from rmsprop_native.arrays import RowGrad, bfloat16, merge_rows, no_state, refusal, title
 from rmsprop_native.buffers import PAGE, place
 from rmsprop_native.coefficients import check_lr
 from rmsprop_native.tree import LEAF
@@ -55,6 +55,13 @@ cdef extern from "Python.h":
     bint PyType_Check(PyObject *o) noexcept
     PyTypeObject PyTuple_Type, PyList_Type
 
+cdef extern from *:
+    """
+    #define rmsp_typeobj_of(array) (PyArray_DESCR((PyArrayObject *)(array))->typeobj)
+    """
+    PyTypeObject *typeobj_of "rmsp_typeobj_of" (cnp.ndarray array) noexcept
+
+
 cdef extern from "numpy/arrayobject.h":
     object PyArray_New(
         PyTypeObject *subtype, int nd, cnp.npy_intp *dims, int type_num, cnp.npy_intp *strides, void *data,
@@ -62,7 +69,7 @@ cdef extern from "numpy/arrayobject.h":
     )
 
 # The arrays of a state, in the order of the enum that begins with RMSP_PARAM, RMSP_GRAD.
-BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
+BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum", "low_half")
 
 cdef tuple ARRAYS = ("parameter", "gradient", *BUFFERS)
 cdef dict MOMENTUM = {
@@ -85,7 +92,7 @@ cdef inline bint bind_described(c.rmsp_plan *plan, size_t i, c.rmsp_array *param
     cdef c.rmsp_slot *slot = &plan.slots[i]
     cdef c.rmsp_again again = c.rmsp_bind_again(plan, &plan.leaves[i], slot, param, grad)
     if again == c.RMSP_AGAIN_GAP:
-        if not _core.find_gap(plan, <uintptr_t>grad.data, <uintptr_t>grad.data + (slot.high - slot.low)):
+        if not _core.find_gap(plan, <uintptr_t>grad.data, <uintptr_t>grad.data + slot.grad_bytes):
             return False
         slot.clear = grad.data
     return again != c.RMSP_AGAIN_NO
@@ -188,20 +195,24 @@ cdef class Plan:
         The buffers that the state has, of those in BUFFERS. They are made here, of zeros.
     params : list, optional
         The parameters, to be refused if no step could write them, before any memory is taken for buffers.
-    bfloat16 : numpy.dtype, optional
-        That of square_avg, where it is bfloat16; the models are float32 in C order then.
+    avg16 : bool
+        Whether square_avg is bfloat16.
 
     Raises
     ------
     TypeError, ValueError
         If a parameter is read-only or misaligned, or some elements of all share memory.
+
+    Notes
+    -----
+    Buffers are dense in the memory order of their parameter; where anything of a leaf is bfloat16, in C order.
     """
     cdef c.rmsp_plan plan
     cdef _core.Claim claim
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
-    cdef tuple names
-    cdef object bfloat16  # the dtype of square_avg, or None where it is that of the parameters
+    cdef readonly tuple names
+    cdef bint avg16
     cdef object memory  # of the buffers: an ndarray of bytes, private
     cdef char *base  # the first page in it
     cdef size_t size  # from there on
@@ -233,21 +244,22 @@ cdef class Plan:
     cdef double largest  # what lr and grad_scale may be without a closer check
 
     def __init__(
-        self, object structure, _core.Claim claim, list models, tuple names, list params=None, object bfloat16=None
+        self, object structure, _core.Claim claim, list models, tuple names, list params=None, bint avg16=False
     ):
         self.structure = structure
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
         self.names = names
-        self.bfloat16 = bfloat16
+        self.avg16 = avg16
+        if avg16:
+            learn_bfloat16()
         if len(models) != structure.size or <size_t>len(models) != (1 if self.root is None else self.root.size):
             raise ValueError("the parts of the structure do not fit each other")
         self._allocate(structure.size, 3 * sum([model.ndim for model in models]), 2)
         self._fill_slots(models)
-        self._mark_bfloat16()
         if params is not None:
             self._check(params)
-        starts, size = place(names, models, None if bfloat16 is None else bfloat16.itemsize)
+        starts, size = place({name: [self._bytes_of(i, name) for i in range(len(models))] for name in names})
         self._allocate_buffers(size)
         memset(self.base, 0, self.size)  # the system gives the pages now, not within the first step
         self._place_buffers(starts)
@@ -310,34 +322,51 @@ cdef class Plan:
             describe(<PyObject *>models[i], &model, strides, MAX_NDIM)
             if model.problem != c.RMSP_OK or shapes + 3 * model.ndim > self.shapes + self.shape_count:
                 raise ValueError(f"the array of leaf {i} is not supported, or changes")
+            if self.avg16 and (model.type & c.RMSP_PAIRS or c.rmsp_arithmetic(model.type) != c.RMSP_F32):
+                raise ValueError(f"the array of leaf {i} is not float32")
             slot = &self.plan.slots[i]
             slot.type = model.type
             slot.ndim = model.ndim
             slot.n = 2 if model.type & c.RMSP_PAIRS else 1
-            size = slot.n * _core.dtype_info(model.type & ~c.RMSP_PAIRS).size
+            size = slot.n * _core.dtype_info(c.rmsp_arithmetic(model.type & ~c.RMSP_PAIRS)).size
+            self.plan.extras[i].avg16 = self.avg16
             slot.shape = shapes
             slot.strides = shapes + model.ndim
             slot.param_strides = shapes + 2 * model.ndim
             for axis in range(model.ndim):
                 shapes[axis] = model.shape[axis]
                 slot.n *= <size_t>model.shape[axis]
+            if self.avg16 or slot.type == c.RMSP_BF16:  # in C order
+                for axis in range(model.ndim):
+                    strides[axis] = model.ndim - axis
+                model.strides = strides
             _core.dense_strides(model.ndim, model.shape, model.strides, size, shapes + model.ndim)
             shapes += 3 * model.ndim
             self.plan.leaves[i].n = slot.n
-            self.plan.leaves[i].dtype = slot.type & ~c.RMSP_PAIRS
+            self.plan.leaves[i].dtype = c.rmsp_arithmetic(slot.type & ~c.RMSP_PAIRS)
             # For the sum of the work any address does for the gradient.
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = self.plan.leaves
         self.whole = _core.plan_work(&self.plan)
         return 0
 
-    cdef int _mark_bfloat16(self) except -1:
-        """Say in each leaf whether its square_avg is bfloat16."""
-        cdef size_t i
-        for i in range(self.plan.leaf_count):
-            if self.bfloat16 is not None and self.plan.slots[i].type != c.RMSP_F32:
-                raise ValueError(f"the array of leaf {i} is not float32")
-            self.plan.extras[i].has_bf16 = self.bfloat16 is not None
-        return 0
+    cdef int _type_of(self, size_t i, int k) noexcept:
+        """The type of a leaf's buffer."""
+        cdef int type = self.plan.slots[i].type
+        if k == c.RMSP_LOW_HALF:
+            return c.RMSP_LOW16
+        if k == c.RMSP_SQUARE_AVG and self.avg16:
+            return c.RMSP_BF16
+        return type if type & c.RMSP_PAIRS else c.rmsp_arithmetic(type)
+
+    cdef bint _has_buffer(self, size_t i, int k) noexcept:
+        return k != c.RMSP_LOW_HALF or self.plan.slots[i].type == c.RMSP_BF16
+
+    def _bytes_of(self, size_t i, str name):
+        """The bytes of a leaf's buffer, 0 where it has none of that name."""
+        cdef int k = <int>c.RMSP_SQUARE_AVG + BUFFERS.index(name)
+        if not self._has_buffer(i, k):
+            return 0
+        return self.plan.slots[i].n * _core.dtype_info(self._type_of(i, k) & ~c.RMSP_PAIRS).size
 
     cdef int _place_buffers(self, list starts) except -1:
         cdef size_t i
@@ -345,7 +374,8 @@ cdef class Plan:
         for name, of_name in zip(self.names, starts, strict=True):
             which = BUFFERS.index(name)
             for i in range(self.plan.leaf_count):
-                self._buffer(i, which)[0] = self.base + <size_t>of_name[i]
+                if self._has_buffer(i, <int>c.RMSP_SQUARE_AVG + which):
+                    self._buffer(i, which)[0] = self.base + <size_t>of_name[i]
         return 0
 
     cdef inline void **_buffer(self, size_t i, int which) noexcept:
@@ -353,23 +383,29 @@ cdef class Plan:
         cdef int k = c.RMSP_SQUARE_AVG + which
         if k < c.RMSP_STEP_ARRAYS:
             return &self.plan.leaves[i].array[k]
+        if k == c.RMSP_LOW_HALF:
+            return &self.plan.extras[i].low_half
         return &self.plan.extras[i].ema if k == c.RMSP_EMA else &self.plan.extras[i].grad_sum
 
     def arrays(self, str name):
-        """The buffers `name` of all leaves, as new arrays: to reshape one does not change the plan, and none can be
-        resized."""
+        """The buffers `name` of all leaves, as new arrays, None for a leaf that has none: to reshape one does not change
+        the plan, and none can be resized."""
         cdef size_t i
         cdef int which = BUFFERS.index(name)
         cdef c.rmsp_slot *slot
         cdef list arrays = []
         cdef cnp.ndarray array
-        cdef int num
+        cdef int num, type
         cdef cnp.npy_intp *strides
         for i in range(self.plan.leaf_count):
             slot = &self.plan.slots[i]
-            num, strides = num_of_type(slot.type), <cnp.npy_intp *>slot.strides
-            if self.bfloat16 is not None and name == "square_avg":
-                num, strides = self.bfloat16.num, NULL  # in C order
+            if not self._has_buffer(i, <int>c.RMSP_SQUARE_AVG + which):
+                arrays.append(None)
+                continue
+            type = self._type_of(i, <int>c.RMSP_SQUARE_AVG + which)
+            num, strides = num_of_type(type), <cnp.npy_intp *>slot.strides
+            if type == c.RMSP_BF16 or type == c.RMSP_LOW16:
+                strides = NULL  # in C order
             array = <cnp.ndarray>PyArray_New(
                 NDARRAY, slot.ndim, <cnp.npy_intp *>slot.shape, num, strides, self._buffer(i, which)[0], 0,
                 cnp.NPY_ARRAY_CARRAY, NULL
@@ -397,7 +433,7 @@ cdef class Plan:
         cdef c.rmsp_slot *slot
         cdef void **buffer
         new.structure, new.claim, new.root, new.names = self.structure, claim, self.root, self.names
-        new.bfloat16 = self.bfloat16
+        new.avg16 = self.avg16
         new._allocate(n, self.shape_count, self.kinds)
         new._allocate_buffers(self.size)
         memcpy(new.base, self.base, self.size)
@@ -412,11 +448,11 @@ cdef class Plan:
             new.plan.leaves[i].n = slot.n
             new.plan.leaves[i].dtype = self.plan.leaves[i].dtype
             new.plan.leaves[i].group = self.plan.leaves[i].group
+            new.plan.extras[i].avg16 = self.avg16
             for k in range(BUFFER_COUNT):
                 buffer = self._buffer(i, k)
                 if buffer[0] != NULL:
                     new._buffer(i, k)[0] = new.base + (<char *>buffer[0] - self.base)
-        new._mark_bfloat16()
         new.whole = self.whole
         new._copy_numbers(self)
         return new
@@ -975,7 +1011,8 @@ cdef class Plan:
         )
 
     cdef object _dtype(self, size_t i):
-        return cnp.PyArray_DescrFromType(num_of_type(self.plan.slots[i].type))
+        cdef int type = self.plan.slots[i].type
+        return BFLOAT16 if type == c.RMSP_BF16 else cnp.PyArray_DescrFromType(num_of_type(type))
 
 
 include "_tensors.pxi"

@@ -10,6 +10,7 @@ cdef PyTypeObject *NDARRAY = <PyTypeObject *>np.ndarray
 cdef PyTypeObject *ROW_GRAD = <PyTypeObject *>RowGrad
 cdef enum:
     TYPE_NUMS = 32
+    USER_NUMS = 256  # NPY_USERDEF, from where on NumPy numbers the types of other packages
     MAX_SIZE = 16
 
 # For each of NumPy's type numbers the type of the library, or -1; the same for the bytes of a real or complex number of
@@ -34,15 +35,60 @@ cdef str fill_type_of_num():
         type_of_num[real.num] = type_of_real[<int>real.itemsize] = dtype
         type_of_num[pair.num] = type_of_complex[<int>pair.itemsize] = dtype | c.RMSP_PAIRS
         names += [real.name, pair.name]
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names)} and bfloat16"
 
 
 SUPPORTED = fill_type_of_num()
 
 
+# Names made beforehand: without memory for them a masked array would pass as a plain one.
+cdef str NUMPY_MA = "numpy.ma", MASKED_ARRAY = "MaskedArray", TORCH = "torch", TENSOR_NAME = "Tensor"
+cdef str ML_DTYPES = "ml_dtypes", BFLOAT16 = "bfloat16"
+
+cdef int bfloat16_num = -1  # NumPy's number of ml_dtypes.bfloat16, once an array of it has been seen
+
+
+cdef PyObject *find_type(str module, str name) noexcept:
+    """The type `name` of a module, borrowed, or NULL. The module is not imported for it, and no Python code runs."""
+    cdef PyObject *modules = PyImport_GetModuleDict()
+    cdef PyObject *found = PyDict_GetItemWithError(<object>modules, module) if PyDict_Check(modules) else NULL
+    if found == NULL or not PyModule_Check(found):
+        return NULL
+    found = PyDict_GetItemWithError(<object>PyModule_GetDict(found), name)
+    return found if found != NULL and PyType_Check(found) else NULL
+
+
+cdef bint is_instance_of(PyObject *o, str module, str name) noexcept:
+    """Whether an object is of the type `name` of a module, or of a subclass."""
+    cdef PyObject *found = find_type(module, name)
+    return found != NULL and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
+
+
+cdef int type_of_user_num(int num, PyObject *array) noexcept:
+    """The type of an array of another package's dtype, or -1."""
+    global bfloat16_num
+    if num == bfloat16_num:
+        return c.RMSP_BF16
+    if bfloat16_num >= 0 or <PyObject *>typeobj_of(<cnp.ndarray>array) != find_type(ML_DTYPES, BFLOAT16):
+        return -1
+    bfloat16_num = num
+    return c.RMSP_BF16
+
+
+cdef int learn_bfloat16() except -1:
+    """Find the number of bfloat16 where no array of it need have been seen; ImportError without ml_dtypes."""
+    global bfloat16_num
+    bfloat16_num = bfloat16().num
+    return 0
+
+
 cdef int num_of_type(int type) noexcept:
     """NumPy's number of a type of the library."""
     cdef int num = 0
+    if type == c.RMSP_LOW16:
+        return cnp.NPY_UINT16
+    if type == c.RMSP_BF16:
+        return bfloat16_num
     while type_of_num[num] != type:
         num += 1
     return num
@@ -57,28 +103,16 @@ cdef inline void describe_numpy(PyObject *o, c.rmsp_array *array) noexcept:
     array.strides = <const ptrdiff_t *>cnp.PyArray_STRIDES(<cnp.ndarray>o)
     array.flags = cnp.PyArray_FLAGS(<cnp.ndarray>o)
     array.rows = NULL
-    array.type = type_of_num[num] if 0 <= num < TYPE_NUMS else -1
+    if 0 <= num < TYPE_NUMS:
+        array.type = type_of_num[num]
+    else:
+        array.type = type_of_user_num(num, o) if num >= USER_NUMS else -1
     array.problem = c.RMSP_OK
     if array.type < 0:
         array.problem = c.RMSP_UNSUPPORTED
     elif not cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>o):
         array.problem = c.RMSP_BYTE_ORDER
         array.type = -1
-
-
-# Names made beforehand: without memory for them a masked array would pass as a plain one.
-cdef str NUMPY_MA = "numpy.ma", MASKED_ARRAY = "MaskedArray", TORCH = "torch", TENSOR_NAME = "Tensor"
-
-
-cdef bint is_instance_of(PyObject *o, str module, str name) noexcept:
-    """Whether an object is of the type `name` of a module, or of a subclass. The module is not imported for it, and no
-    Python code runs."""
-    cdef PyObject *modules = PyImport_GetModuleDict()
-    cdef PyObject *found = PyDict_GetItemWithError(<object>modules, module) if PyDict_Check(modules) else NULL
-    if found == NULL or not PyModule_Check(found):
-        return False
-    found = PyDict_GetItemWithError(<object>PyModule_GetDict(found), name)
-    return found != NULL and PyType_Check(found) and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
 
 
 # ---- torch tensors ----
@@ -118,7 +152,9 @@ cdef struct DLPackExchangeAPI:
 
 cdef enum:
     DL_CPU = 1
+    DL_INT = 0
     DL_FLOAT = 2
+    DL_BFLOAT = 4
     DL_COMPLEX = 5
     MAX_NDIM = 64
 
@@ -176,6 +212,10 @@ cdef void describe_tensor(PyObject *o, c.rmsp_array *array, ptrdiff_t *strides, 
         array.type = type_of_real[size]
     elif found.dtype.code == DL_COMPLEX:
         array.type = type_of_complex[size]
+    elif found.dtype.code == DL_BFLOAT and size == 2:
+        array.type = c.RMSP_BF16
+    elif found.dtype.code == DL_INT and size == 2:
+        array.type = c.RMSP_LOW16
     if array.type < 0:
         return
     array.problem = c.RMSP_OK
@@ -218,7 +258,20 @@ cdef object seen_as(object leaf):
     RuntimeError, TypeError
         If no ndarray can stand for the tensor.
     """
-    return leaf.detach().numpy() if describe_by_table == NULL and is_tensor(<PyObject *>leaf) else leaf
+    return as_ndarray(leaf) if describe_by_table == NULL and is_tensor(<PyObject *>leaf) else leaf
+
+
+cdef object as_ndarray(object tensor):
+    """A tensor's memory as an ndarray, of which torch makes none for bfloat16."""
+    tensor = tensor.detach()
+    if tensor.dtype is not find_torch().bfloat16:
+        return tensor.numpy()
+    return tensor.view(find_torch().int16).numpy().view(bfloat16())
+
+
+cdef object find_torch():
+    import torch
+    return torch
 
 
 cdef bint find_if_tensor(PyObject *o) except -1:
@@ -282,7 +335,9 @@ def as_arrays(object structure, list leaves):
             if has_lazy_bits(leaf):
                 array.problem = c.RMSP_LAZY_BITS
             else:
-                view = leaf.detach().numpy()
+                view = as_ndarray(leaf)
+        if array.problem == c.RMSP_OK and array.type == c.RMSP_LOW16:
+            array.problem = c.RMSP_UNSUPPORTED
         if array.problem != c.RMSP_OK:
             name = title("parameter", tuple(structure.paths())[i])
             raise refusal(_core.reason_name(array.problem).decode(), name, leaf, supported=SUPPORTED)

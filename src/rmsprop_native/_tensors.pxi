@@ -290,7 +290,7 @@ cdef class TensorPlan(Plan):
                     continue
                 describe_unusual(o, &buffer)
                 if not c.rmsp_is_bound(
-                    &self.plan.slots[i], self._buffer(i, k - <int>c.RMSP_SQUARE_AVG)[0], &buffer
+                    &self.plan.slots[i], self._type_of(i, k), self._buffer(i, k - <int>c.RMSP_SQUARE_AVG)[0], &buffer
                 ):
                     return False
         self.plan.work = self.whole if has_all else _core.plan_work(&self.plan)

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowGrad", "bfloat16", "merge_rows", "no_state", "refusal", "title"]
+__all__ = ["RowGrad", "arithmetic", "bfloat16", "join_halves", "merge_rows", "no_state", "refusal", "title"]
 
 
 class RowGrad:
@@ -106,6 +106,7 @@ def merge_rows(path: str, grad: RowGrad, shape: tuple[int, ...]) -> tuple[NDArra
         return rows, values
     if np.all(rows[1:] > rows[:-1]):
         return rows, np.ascontiguousarray(values)
+    values = values.astype(arithmetic(values.dtype), copy=False)  # sums of bfloat16 are float32
     distinct, first, place = np.unique(rows, return_index=True, return_inverse=True)
     sums = np.ascontiguousarray(values[first])
     again = np.ones(len(rows), bool)
@@ -133,6 +134,58 @@ def bfloat16() -> np.dtype[Any]:
         raise ImportError("bfloat16 in NumPy needs ml_dtypes: pip install 'rmsprop_native[bfloat16]'") from error
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
+
+
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that arrays of a dtype are computed with in, which their buffers have: float32 for bfloat16.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+
+    Returns
+    -------
+    numpy.dtype
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> import numpy as np
+    >>> from rmsprop_native.arrays import arithmetic
+    >>> arithmetic(np.dtype(ml_dtypes.bfloat16)), arithmetic(np.dtype(float))
+    (dtype('float32'), dtype('float64'))
+    """
+    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
+
+
+def join_halves(upper: NDArray[Any], lower: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 numbers whose two halves these are.
+
+    Parameters
+    ----------
+    upper : numpy.ndarray of bfloat16
+        The numbers, rounded to the nearest.
+    lower : numpy.ndarray of uint16, of the same shape
+        What the rounding took away, as signed 16-bit numbers in units of the last bit. Where the upper half has been
+        written since, it may not fit: one that would change the sign, or meets an infinity or NaN, counts as 0.
+
+    Returns
+    -------
+    numpy.ndarray of float32
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> import numpy as np
+    >>> from rmsprop_native.arrays import join_halves
+    >>> join_halves(np.array([1, 1, 0], ml_dtypes.bfloat16), np.array([1, 0xFFFF, 0xFFFF], np.uint16))
+    array([1.0000001, 0.99999994, 0.       ], dtype=float32)
+    """
+    bits = np.ascontiguousarray(upper).view(np.uint16).reshape(upper.shape).astype(np.uint32) << np.uint32(16)
+    with np.errstate(over="ignore"):
+        joined = bits + lower.view(np.int16).astype(np.int32).view(np.uint32)
+    is_stale = ((joined ^ bits) >> np.uint32(31) != 0) | (bits & np.uint32(0x7F800000) == np.uint32(0x7F800000))
+    return np.where(is_stale, bits, joined).astype(np.uint32).view(np.float32)
 
 
 def title(what: str, path: str) -> str:
@@ -217,6 +270,7 @@ def refusal(
         "rows_accumulated": (ValueError, accumulated),
         "row_outside": (IndexError, "has a row that its parameter has not"),
         "row_order": (ValueError, "has rows that are not in increasing order, each once"),
+        "not_c_order": (ValueError, "is not in C order, by which random bits are counted; pass its .contiguous()"),
         "rows_strided": (ValueError, "has values that are not C-contiguous"),
     }
     kind, message = messages[reason]
@@ -240,6 +294,8 @@ def _conversion(dtype: Any) -> str:
     kind = getattr(dtype, "kind", "")
     if kind == "O":
         return "; give the arrays in it as a list"
+    if str(dtype).endswith("float16"):
+        return "; its range is too small for squares of gradients: use bfloat16 or float32"
     return f"; .astype('{'float32' if kind == 'f' else 'float64'}') converts it" if kind in tuple("biuf") else ""
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["PAGE", "place"]
 
@@ -18,22 +16,18 @@ __all__ = ["PAGE", "place"]
 # one peel aligns the vectors of all arrays.
 PAGE = 4096
 _LINE = 64
-_PLACES = {"square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616}
+_PLACES = {
+    "square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616, "low_half": 2704
+}  # fmt: skip
 
 
-def place(
-    names: Sequence[str], models: Sequence[NDArray[Any]], square_avg_itemsize: int | None = None
-) -> tuple[list[list[int]], int]:
-    """Places for buffers of the sizes of `models`, in one piece of memory that starts with a page.
+def place(sizes: Mapping[str, Sequence[int]]) -> tuple[list[list[int]], int]:
+    """Places for buffers, in one piece of memory that starts with a page.
 
     Parameters
     ----------
-    names : sequence of str
-        The names of the buffers; those of one name lie together.
-    models : sequence of numpy.ndarray
-        For each leaf an array of its size.
-    square_avg_itemsize : int, optional
-        Bytes of an element of `square_avg`, where they are not those of the models.
+    sizes : mapping of str to sequence of int
+        For the name of each buffer, for each leaf, its bytes; those of one name lie together.
 
     Returns
     -------
@@ -44,20 +38,17 @@ def place(
 
     Examples
     --------
-    >>> import numpy as np
     >>> from rmsprop_native.buffers import place
-    >>> place(["square_avg", "ema"], [np.zeros(3), np.zeros(1)])
+    >>> place({"square_avg": [24, 8], "ema": [24, 8]})
     ([[0, 64], [128, 192]], 200)
     """
     starts: list[list[int]] = []
     end = 0
-    for name in names:
-        of_name = []
-        for model in models:
-            itemsize = square_avg_itemsize if name == "square_avg" and square_avg_itemsize else model.itemsize
-            nbytes = model.size * itemsize
+    for name, of_name in sizes.items():
+        places = []
+        for nbytes in of_name:
             end += (_PLACES[name] - end) % PAGE if nbytes >= PAGE else -end % _LINE
-            of_name.append(end)
+            places.append(end)
             end += nbytes
-        starts.append(of_name)
+        starts.append(places)
     return starts, end

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsprop_native.arrays import bfloat16
+from rmsprop_native.arrays import arithmetic, bfloat16
 from rmsprop_native.options import Options
 from rmsprop_native.overrides import check_paths
 from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE, Record, Tree, is_namedtuple
@@ -27,7 +27,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = "rmsprop_native state"
-VERSION = 2
+VERSION = 3
 
 _KEYS = (
     "format", "version", "options", "overrides", "structure", "leaves", "step", "skipped", "accumulated", "seen",
@@ -37,7 +37,7 @@ _MAX_DEPTH = 256  # of containers; a reader that calls itself for each of them s
 _MAX_KEY_DEPTH = 16  # of tuples
 _MAX_NDIM = 64  # NumPy's own
 _OPTIONS = tuple(field.name for field in fields(Options))
-_NEW_IN_2 = {"square_avg_dtype": None, "seed": 0}  # options, with what they are for version 1
+_NEW_IN = {2: {"square_avg_dtype": None, "seed": 0}, 3: {"master_weights": True}}  # options, with what they were before
 
 
 class Leaf(NamedTuple):
@@ -94,9 +94,16 @@ class Content(NamedTuple):
             if isinstance(changes.get("lr"), ArraySpec):
                 yield changes["lr"]
         for name in self.buffers:
-            narrow = name == "square_avg" and self.options["square_avg_dtype"] is not None
+            is_narrow = name == "square_avg" and self.options["square_avg_dtype"] is not None
             for i, leaf in enumerate(self.leaves):
-                yield ArraySpec(f"{name}/{i}", bfloat16() if narrow else leaf.dtype, leaf.shape, leaf.axes)
+                dtype = arithmetic(leaf.dtype)
+                if is_narrow:
+                    dtype = bfloat16()
+                elif name == "low_half":
+                    if dtype == leaf.dtype:
+                        continue
+                    dtype = np.dtype(np.uint16)
+                yield ArraySpec(f"{name}/{i}", dtype, leaf.shape, leaf.axes)
 
 
 def axes_of(array: NDArray[Any]) -> tuple[int, ...]:
@@ -261,7 +268,7 @@ def _checked(saved: object, extra: tuple[str, ...]) -> Content:
             f"the state was saved in version {version} of the format, this rmsprop_native reads 1 to {VERSION}: {hint}"
         )
     _check_names("the saved state", saved, (*_KEYS, *extra))
-    new = _NEW_IN_2 if version == 1 else {}
+    new = {name: value for since, options in _NEW_IN.items() if version < since for name, value in options.items()}
     _check_names("its options", saved["options"], tuple(name for name in _OPTIONS if name not in new))
     options = {name: _checked_value(f"option {name}", value) for name, value in (new | saved["options"]).items()}
     overrides = _checked_overrides(saved["overrides"])
@@ -279,7 +286,8 @@ def _checked(saved: object, extra: tuple[str, ...]) -> Content:
     seen = _list("seen", saved["seen"])
     if len(seen) != len(leaves) or any(type(flag) is not int or flag not in (0, 1) for flag in seen):
         raise ValueError(f"seen must be 0 or 1 for each of {len(leaves)} leaves")
-    return Content(options, overrides, structure, leaves, step, skipped, accumulated, bytes(seen), checked.buffers)
+    buffers = checked.buffers_for(leaf.dtype for leaf in leaves)
+    return Content(options, overrides, structure, leaves, step, skipped, accumulated, bytes(seen), buffers)
 
 
 def models_of(leaves: Sequence[Leaf]) -> list[NDArray[Any]]:
@@ -416,9 +424,9 @@ def _checked_leaves(saved: object, structure: Tree) -> list[Leaf]:
         _check_names(f"leaf {path!r}", entry, ("path", "dtype", "shape", "axes", "tensor"))
         if entry["path"] != path:
             raise ValueError(f"a leaf is called {entry['path']!r}, and {path!r} in the structure")
-        if type(entry["dtype"]) is not str or entry["dtype"] not in _DTYPES:
-            raise ValueError(f"leaf {path!r} must be of {', '.join(_DTYPES)}, got {entry['dtype']!r:.100}")
-        dtype = _DTYPES[entry["dtype"]]
+        if type(entry["dtype"]) is not str or entry["dtype"] not in (*_DTYPES, "bfloat16"):
+            raise ValueError(f"leaf {path!r} must be of {', '.join(_DTYPES)} or bfloat16, got {entry['dtype']!r:.100}")
+        dtype = _DTYPES.get(entry["dtype"]) or bfloat16()
         shape = _checked_shape(f"leaf {path!r}", entry["shape"], dtype)
         axes = tuple([check_count(f"an axis of leaf {path!r}", axis) for axis in _list("axes", entry["axes"])])
         if sorted(axes) != list(range(len(shape))):

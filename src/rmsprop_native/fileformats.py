@@ -207,7 +207,7 @@ def _central(name: str, size: int, crc: int, offset: int) -> bytes:
     )  # fmt: skip
 
 
-_SAFE_DTYPES = {"bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_SAFE_DTYPES = {"bfloat16": "BF16", "float32": "F32", "float64": "F64", "uint16": "U16"}
 _SAFE_MAX = 100_000_000  # that readers of the format accept
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
 __all__ = ["OVERRIDABLE", "Options", "Schedule", "by_name", "check_number", "check_option", "did_you_mean"]
@@ -212,15 +213,15 @@ def _number(
     return _option(default, check, overridable=overridable, way_to=way_to)
 
 
-def _flag() -> bool:
-    """A bool, False by default."""
+def _flag(*, default: bool = False) -> bool:
+    """A bool."""
 
     def check(name: str, value: object) -> bool:
         if not isinstance(value, bool | np.bool):
             raise TypeError(f"{name} must be a bool, got {value!r}")
         return bool(value)
 
-    return _option(False, check)
+    return _option(default, check)
 
 
 def _count(default: int, low: int, high: int) -> int:
@@ -330,8 +331,11 @@ class Options(metaclass=_Listed):
         What a call does with a NaN or infinity in any gradient: spread it to its own elements, do nothing but count
         itself in ``state.skipped``, or raise FloatingPointError before anything is written.
     square_avg_dtype : {None, "bfloat16"}, default None
-        Keep `square_avg` of float32 parameters in bfloat16, rounded stochastically: half the bytes. It needs ml_dtypes.
-        None: in the dtype of the parameters.
+        Keep `square_avg` of float32 and bfloat16 parameters in bfloat16, rounded stochastically: half the bytes. It
+        needs ml_dtypes. None: in the dtype that the parameters are computed with in.
+    master_weights : bool, default True
+        Keep the lower halves of bfloat16 parameters in the state: with them training is that of float32 parameters, to
+        the bit. False: the parameters are rounded stochastically. Of no effect on other parameters.
     seed : int, default 0
         Of stochastic rounding, 0 to 2**64-1. The same seed gives the same bits everywhere.
 
@@ -380,6 +384,7 @@ class Options(metaclass=_Listed):
     ema: float | None = _number(None, high=1.0, optional=True)
     on_nonfinite: Literal["propagate", "skip", "raise"] = _choice("propagate", "skip", "raise")
     square_avg_dtype: Literal["bfloat16"] | None = _optional_choice("bfloat16")
+    master_weights: bool = _flag(default=True)
     seed: int = _count(0, low=0, high=2**64 - 1)
 
     def __post_init__(self) -> None:
@@ -416,6 +421,21 @@ class Options(metaclass=_Listed):
         }
         return tuple(name for name, kept in wanted.items() if kept)
 
+    def buffers_for(self, dtypes: Iterable[np.dtype[Any]]) -> tuple[str, ...]:
+        """The names of the arrays kept for parameters of these dtypes.
+
+        Parameters
+        ----------
+        dtypes : iterable of numpy.dtype
+
+        Returns
+        -------
+        tuple of str
+            Those in `buffers`, and "low_half" where there are bfloat16 parameters with master weights.
+        """
+        is_split = self.master_weights and any(dtype.name == "bfloat16" for dtype in dtypes)
+        return (*self.buffers, "low_half") if is_split else self.buffers
+
     def replace(self, **changes: Any) -> Self:
         """A copy with other numbers, for the same arrays.
 
@@ -447,6 +467,8 @@ class Options(metaclass=_Listed):
             raise ValueError(
                 f"the state keeps square_avg with square_avg_dtype={self.square_avg_dtype!r}: call init() again"
             )
+        if new.master_weights != self.master_weights:
+            raise ValueError(f"the state was made with master_weights={self.master_weights}: call init() again")
         return new
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rmsprop_native.arrays import RowGrad, bfloat16, title
+from rmsprop_native.arrays import RowGrad, arithmetic, bfloat16, join_halves, title
 from rmsprop_native.presets import make_options
 from rmsprop_native.tree import flatten
 
@@ -37,6 +37,8 @@ __all__ = [
     "merge_rows",
     "random_bits",
     "round_to_bfloat16",
+    "split_halves",
+    "swap_bytes",
     "step",
     "sumsq",
     "update_",
@@ -74,6 +76,8 @@ class State:
         The averaged weights; None without them.
     grad_sum : array or nested container of arrays, optional
         The sum of the gradients since the last step; None if not accumulating.
+    low_half : array or nested container of arrays, optional
+        The lower halves of bfloat16 parameters, None for others; None without any.
     step : int
         Steps taken so far.
     skipped : int
@@ -102,6 +106,7 @@ class State:
     grad_avg: Any = None
     ema: Any = None
     grad_sum: Any = None
+    low_half: Any = None
     step: int = 0
     skipped: int = 0
     accumulated: int = 0
@@ -156,7 +161,8 @@ def init(
         """Arrays like the parameters; a complex number is a pair of reals that start alike."""
         start = complex(number, number)
         return structure.unflatten(
-            np.full_like(leaf, start if leaf.dtype.kind == "c" else number, subok=False) for leaf in leaves
+            np.full_like(leaf, start if leaf.dtype.kind == "c" else number, arithmetic(leaf.dtype), subok=False)
+            for leaf in leaves
         )
 
     def square_avg() -> Any:
@@ -164,6 +170,7 @@ def init(
             return filled(o.initial_square_avg)
         return structure.unflatten(np.full(leaf.shape, o.initial_square_avg, bfloat16()) for leaf in leaves)
 
+    is_split = "low_half" in o.buffers_for(leaf.dtype for leaf in leaves)
     state = State(
         options=o,
         overrides=overrides or {},
@@ -171,8 +178,13 @@ def init(
         square_avg=square_avg(),
         momentum_buffer=filled(0.0) if o.momentum != 0 else None,
         grad_avg=filled(0.0) if o.centered else None,
-        ema=structure.unflatten(np.array(leaf) for leaf in leaves) if o.ema is not None else None,
+        ema=structure.unflatten(leaf.astype(arithmetic(leaf.dtype)) for leaf in leaves) if o.ema is not None else None,
         grad_sum=filled(0.0) if o.accumulate > 1 else None,
+        low_half=structure.unflatten(
+            np.zeros(leaf.shape, np.uint16) if leaf.dtype.name == "bfloat16" else None for leaf in leaves
+        )
+        if is_split
+        else None,
     )
     _options_of_leaves(state)
     return state
@@ -244,9 +256,9 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
     all_grads = list(structure.leaves(grads))
     arrays = [
         [None] * structure.size if tree is None else list(structure.leaves(tree, "state"))
-        for tree in (state.square_avg, state.momentum_buffer, state.grad_avg, state.ema, state.grad_sum)
+        for tree in (state.square_avg, state.momentum_buffer, state.grad_avg, state.ema, state.grad_sum, state.low_half)
     ]
-    sums = arrays.pop()
+    halves, sums = arrays.pop(), arrays.pop()
 
     for path, grad in zip(structure.paths(), all_grads, strict=True):
         if o.accumulate > 1 and isinstance(grad, RowGrad):
@@ -254,7 +266,10 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
     rows: list[Any] = [...] * structure.size
     for i, grad in enumerate(all_grads):
         if isinstance(grad, RowGrad):
-            rows[i], all_grads[i] = merge_rows(np.asarray(grad.rows, np.intp), grad.values)
+            values = grad.values.astype(arithmetic(grad.values.dtype))
+            rows[i], all_grads[i] = merge_rows(np.asarray(grad.rows, np.intp), values)
+        elif grad is not None:
+            all_grads[i] = grad.astype(arithmetic(grad.dtype), copy=False)  # from bfloat16 exactly
 
     for path, grad in zip(structure.paths(), all_grads, strict=True):
         if grad is None or o.on_nonfinite == "propagate":
@@ -292,17 +307,25 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
             rate = np.broadcast_to(rate, param.shape)[rows[i]]
         numbers = coefficients(own[i], state.step + 1, rate, scale * factors[i])
         old: list[Any] = [buffer if buffer is None else buffer[rows[i]] for buffer in buffers]
-        old[0] = np.asarray(old[0]).astype(param.dtype)  # from bfloat16 exactly
-        new = step(numbers, param[rows[i]], grad, *old[:3], nesterov=o.nesterov)
+        wide = arithmetic(param.dtype)
+        old[0] = np.asarray(old[0]).astype(wide)  # from bfloat16 exactly
+        half = None if halves[i] is None else halves[i][rows[i]]
+        before = np.asarray(param[rows[i]]).astype(wide) if half is None else join_halves(param[rows[i]], half)
+        after, *new = step(numbers, before, grad, *old[:3], nesterov=o.nesterov)
+        random = random_bits(o.seed, state.step, i, np.arange(param.size).reshape(param.shape)[rows[i]])
         if o.square_avg_dtype is not None:
-            elements = np.arange(param.size).reshape(param.shape)[rows[i]]
-            rounded = round_to_bfloat16(new[1], random_bits(o.seed, state.step, i, elements))
-            new = (new[0], rounded, *new[2:])
+            new[0] = round_to_bfloat16(new[0], random)
+        stored = after
+        if half is not None:
+            stored, half = split_halves(after)
+        elif wide != param.dtype:
+            stored = round_to_bfloat16(after, swap_bytes(random))
+            after = stored.astype(wide)
         average = None
         if o.ema is not None:
             decay = 0.0 if state.step == 0 else o.ema
-            average = lerp(old[3], new[0], decay, 1.0 - decay)
-        for array, value in zip((param, *buffers), (*new, average), strict=True):
+            average = lerp(old[3], after, decay, 1.0 - decay)
+        for array, value in zip((param, *buffers, halves[i]), (stored, *new, average, half), strict=True):
             if array is not None:
                 array[rows[i]] = value
 
@@ -589,6 +612,66 @@ def round_to_bfloat16(x: NDArray[np.float32], random: NDArray[np.uint32]) -> NDA
     with np.errstate(over="ignore"):
         rounded = np.where(np.isnan(x), bits | np.uint32(0x400000), bits + random) >> np.uint32(16)
     return rounded.astype(np.uint16).view(bfloat16())
+
+
+def swap_bytes(random: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """16 random bits with the two bytes swapped: those of a parameter, where `random` are those of its square_avg.
+
+    The upper byte decides nearly all roundings; so the two are rounded independently, by one hash.
+
+    Parameters
+    ----------
+    random : numpy.ndarray of uint32
+        0 to 65535.
+
+    Returns
+    -------
+    numpy.ndarray of uint32
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import swap_bytes
+    >>> hex(swap_bytes(np.array([0x1234], np.uint32))[0])
+    '0x3412'
+    """
+    swapped: NDArray[np.uint32] = (random & np.uint32(0xFF)) << np.uint32(8) | random >> np.uint32(8)
+    return swapped
+
+
+def split_halves(x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.uint16]]:
+    """The two halves of float32 numbers: rounded to bfloat16, and what `join_halves` adds to that.
+
+    Parameters
+    ----------
+    x : numpy.ndarray of float32
+        Finite numbers that round to an infinity, from 3.39e38 on, are one when they are joined; all others are exact.
+
+    Returns
+    -------
+    upper : numpy.ndarray of ml_dtypes.bfloat16
+        Rounded to the nearest, at ties away from zero.
+    lower : numpy.ndarray of uint16
+
+    Raises
+    ------
+    ImportError
+        If ml_dtypes is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from rmsprop_native.arrays import join_halves
+    >>> from rmsprop_native.reference import split_halves
+    >>> upper, lower = split_halves(np.array([0.1, -0.1], np.float32))
+    >>> upper.tolist(), lower.tolist()
+    ([0.10009765625, -0.10009765625], [52429, 52429])
+    >>> join_halves(upper, lower)
+    array([ 0.1, -0.1], dtype=float32)
+    """
+    x = np.asarray(x, order="C")
+    bits = x.view(np.uint32)
+    return round_to_bfloat16(x, np.full(x.shape, 0x8000, np.uint32)), bits.astype(np.uint16)
 
 
 def sumsq(grad: NDArray[Any], scale: float = 1.0) -> float:

@@ -12,6 +12,10 @@ cdef extern from "rmsp_dtype.h" nogil:
     int RMSP_DTYPE_COUNT
     int RMSP_F32
     int RMSP_F64
+    int RMSP_BF16
+    int RMSP_LOW16
+    int RMSP_TYPE_COUNT
+    int rmsp_arithmetic(int type) noexcept
 
 
 cdef extern from "rmsp_atomic.h" nogil:
@@ -67,6 +71,7 @@ cdef extern from "rmsp.h" nogil:
         RMSP_STEP_ARRAYS
         RMSP_EMA
         RMSP_GRAD_SUM
+        RMSP_LOW_HALF
         RMSP_ARRAY_COUNT
         RMSP_MAX_NDIM
 
@@ -121,7 +126,8 @@ cdef extern from "rmsp.h" nogil:
         double *span_sums
         const double *lrs
         size_t lr_run
-        int has_bf16
+        void *low_half
+        int avg16
 
     ctypedef struct rmsp_leaf:
         void *array[5]
@@ -137,6 +143,7 @@ cdef extern from "rmsp.h" nogil:
         int ndim
         int type
         size_t n
+        size_t grad_bytes
         uintptr_t low
         uintptr_t high
         const void *clear
@@ -198,7 +205,7 @@ cdef extern from "rmsp.h" nogil:
     ) noexcept
 
     unsigned rmsp_order_flags(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides) noexcept
-    bint rmsp_is_bound(const rmsp_slot *slot, const void *bound, const rmsp_array *buffer) noexcept
+    bint rmsp_is_bound(const rmsp_slot *slot, int type, const void *bound, const rmsp_array *buffer) noexcept
 
     bint rmsp_ranges_overlap(uintptr_t low, uintptr_t high, uintptr_t other_low, uintptr_t other_high) noexcept
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, PlanOwner, as_arrays, is_torch_tensor
-from rmsprop_native.arrays import bfloat16, title
+from rmsprop_native.arrays import arithmetic, bfloat16, join_halves, title
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.content import (
     ArraySpec,
@@ -72,9 +71,12 @@ class State(PlanOwner):
     momentum_buffer, grad_avg, ema, grad_sum : array or nested container of arrays, or None
         Likewise, with momentum, if centered, with averaged weights, and while accumulating; else None.
 
+    low_half : array or nested container of arrays, or None
+        The lower halves of bfloat16 parameters, uint16, with ``master_weights``; None where there are none.
+
     Notes
     -----
-    A state can be saved, pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a
+    The buffers of bfloat16 parameters are float32, in C order. A state can be saved, pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a
     second thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`,
     `replace`, `copy`, `state_dict`, `save` and pickle.
     """
@@ -84,6 +86,7 @@ class State(PlanOwner):
         "_dtypes",
         "_groups",
         "_largest",
+        "_leaf_dtypes",
         "_leaf_groups",
         "_leaf_rates",
         "_options",
@@ -96,6 +99,7 @@ class State(PlanOwner):
     _dtypes: frozenset[np.dtype[Any]]
     _groups: list[LeafOptions]
     _largest: float
+    _leaf_dtypes: tuple[np.dtype[Any], ...]
     _leaf_groups: tuple[int, ...]
     _leaf_rates: list[Rates | None]
     _options: Options
@@ -162,20 +166,85 @@ class State(PlanOwner):
         """The sum of gradients since the last step, in the structure of the parameters; None if not accumulating."""
         return self._tree("grad_sum")
 
+    @property
+    def low_half(self) -> Any:
+        """The lower halves of bfloat16 parameters, in the structure of the parameters; None where there are none."""
+        return self._tree("low_half")
+
+    def master(self, params: Any) -> Any:
+        """The parameters in the precision in which they are trained.
+
+        Parameters
+        ----------
+        params : array or nested container of arrays
+            Those of this state. They are not changed.
+
+        Returns
+        -------
+        array or nested container of arrays
+            In their structure, new arrays: float32 for bfloat16 parameters, with the lower halves that the state keeps
+            where it does; others are copied. Tensors for tensors.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the structure, a shape or a dtype is another one.
+        RuntimeError
+            If the state is inside a step.
+
+        Examples
+        --------
+        >>> import ml_dtypes
+        >>> import numpy as np
+        >>> import rmsprop_native as rms
+        >>> w = np.ones(2, ml_dtypes.bfloat16)
+        >>> state = rms.init(w, lr=1e-4)
+        >>> w = rms.update_(w, w.copy(), state)
+        >>> w, state.master(w)
+        (array([1, 1], dtype=bfloat16), array([0.99968374, 0.99968374], dtype=float32))
+        """
+        with self._claim:
+            leaves = list(self._structure.leaves(params, "parameter"))
+            arrays = as_arrays(self._structure, leaves)
+            has_low = "low_half" in self._plan.names
+            halves = self._plan.arrays("low_half") if has_low else [None] * len(arrays)
+            masters: list[Any] = []
+            for path, array, dtype, half, buffer in zip(
+                self._paths(), arrays, self._leaf_dtypes, halves, self._plan.arrays("square_avg"), strict=True
+            ):
+                if array.dtype != dtype or array.shape != buffer.shape:
+                    raise ValueError(
+                        f"{title('parameter', path)} is {array.dtype} of shape {array.shape}, the state has {dtype} of "
+                        f"{buffer.shape}"
+                    )
+                wide = arithmetic(dtype)
+                masters.append(array.astype(wide) if half is None else join_halves(array, half))
+            return self._structure.unflatten(iter(self._seen(masters)))
+
+    def _seen(self, arrays: list[Any]) -> list[Any]:
+        """Arrays as users see them: as tensors where the parameters are."""
+        if not any(self._tensors):
+            return arrays
+        try:
+            import torch  # only where parameters are its tensors
+        except ImportError:  # a state that was loaded where there is no torch shows arrays
+            return arrays
+
+        def seen(array: NDArray[Any]) -> Any:
+            if array.dtype.kind in "fc":
+                return torch.from_numpy(array)
+            tensor = torch.from_numpy(array.view(np.int16))
+            return tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
+
+        return [
+            seen(array) if is_tensor and array is not None else array
+            for array, is_tensor in zip(arrays, self._tensors, strict=True)
+        ]
+
     def _tree(self, name: str) -> Any:
-        if name not in self._options.buffers:
+        if name not in self._plan.names:
             return None
-        buffers: list[Any] = self._plan.arrays(name)
-        if any(self._tensors):
-            with contextlib.suppress(ImportError):  # a state that was loaded where there is no torch shows arrays
-                import torch  # only where parameters are its tensors
-
-                def seen(array: NDArray[Any]) -> Any:
-                    if array.dtype.kind in "fc":
-                        return torch.from_numpy(array)
-                    return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-
-                buffers = [seen(b) if is_t else b for b, is_t in zip(buffers, self._tensors, strict=True)]
+        buffers = self._seen(self._plan.arrays(name))
         return self._structure.unflatten(iter(buffers), read_only=True)
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
@@ -320,7 +389,7 @@ class State(PlanOwner):
         with self._claim:
             schedules = {None: self._options.lr} | {name: at.get("lr") for name, at in self._overrides.items()}
             given = Given(lr, overrides, {name: lr for name, lr in schedules.items() if callable(lr)})
-            like = Like(self._structure, _models(self._plan, self._options), self._tensors)
+            like = Like(self._structure, self._models(), self._tensors)
             made = state_of_dict(type(self), saved, given, like)
             with made._claim:  # no other thread may use a half of each
                 for name in (*State.__slots__, "_plan"):
@@ -343,7 +412,7 @@ class State(PlanOwner):
 
     def _described(self, *, plain: bool) -> tuple[dict[str, Any], list[tuple[str, NDArray[Any]]]]:
         """What `describe` gives, and all arrays in the order of `Content.arrays`; the caller has the claim."""
-        models = _models(self._plan, self._options)
+        models = self._models()
         leaves = [
             Leaf(path, model.dtype, model.shape, axes_of(model), is_tensor)
             for path, model, is_tensor in zip(self._paths(), models, self._tensors, strict=True)
@@ -353,14 +422,21 @@ class State(PlanOwner):
             self._options, self._overrides, self._structure, leaves, counts, self._claim.seen, plain=plain
         )
         arrays = [(f"lr/{i}", array) for i, array in enumerate(rates)]
-        for name in self._options.buffers:
-            arrays += [(f"{name}/{i}", array) for i, array in enumerate(self._plan.arrays(name))]
+        for name in self._plan.names:
+            arrays += [(f"{name}/{i}", array) for i, array in enumerate(self._plan.arrays(name)) if array is not None]
         for leaf, array in zip(leaves, self._plan.arrays("square_avg"), strict=True):
             refuse_negative("square_avg", leaf.path, array)  # now, and not where somebody wants it back
         return content, arrays
 
     def _paths(self) -> list[str]:
         return list(self._structure.paths())
+
+    def _models(self) -> list[NDArray[Any]]:
+        """For each leaf an array of its dtype, and of the shape and memory order of its buffers; not to be read."""
+        return [
+            array if array.dtype == dtype else np.empty(array.shape, dtype)
+            for array, dtype in zip(self._plan.arrays("square_avg"), self._leaf_dtypes, strict=True)
+        ]
 
 
 def _rates(
@@ -373,12 +449,6 @@ def _rates(
         for dtype in dtypes:
             check_dtype(group, leaf.options, dtype)
     return rates
-
-
-def _models(plan: Plan, options: Options) -> list[NDArray[Any]]:
-    """For each leaf an array of the shape, dtype and memory order of its buffers, whose elements are not to be read."""
-    arrays = plan.arrays("square_avg")
-    return arrays if options.square_avg_dtype is None else [np.empty(array.shape, np.float32) for array in arrays]
 
 
 def _rates_of_leaves(
@@ -445,23 +515,22 @@ def _fill(
     state._options = options
     state._overrides = check_overrides(overrides)
     state._groups, state._leaf_groups = group_leaves(options, state._overrides, paths)
-    state._dtypes = frozenset(np.empty(0, dtype).real.dtype for dtype in {model.dtype for model in models})
+    state._leaf_dtypes = tuple([model.dtype for model in models])
+    state._dtypes = frozenset(np.empty(0, arithmetic(dtype)).real.dtype for dtype in set(state._leaf_dtypes))
     state._largest = largest_number(state._dtypes)
     state._claim = Claim(structure.size)
-    narrow = None
     if options.square_avg_dtype is not None:
         for path, model in zip(paths, models, strict=True):
-            if model.dtype != np.float32:
+            if arithmetic(model.dtype) != np.float32:
                 raise TypeError(
                     f"{title('parameter', path)} is {model.dtype}: "
-                    f"square_avg_dtype={options.square_avg_dtype!r} is for float32 parameters"
+                    f"square_avg_dtype={options.square_avg_dtype!r} is for float32 and bfloat16 parameters"
                 )
-        narrow = bfloat16()
         initial = options.initial_square_avg
-        if initial > 0 and not 0 < float(np.array(initial, narrow)) < np.inf:
+        if initial > 0 and not 0 < float(np.array(initial, bfloat16())) < np.inf:
             raise ValueError(f"initial_square_avg={initial!r} rounds to 0 or infinity in bfloat16")
-        models = [np.empty(model.shape, np.float32) for model in models]  # in C order, as its random bits are
-    state._plan = Plan(structure, state._claim, models, options.buffers, params, narrow)
+    names = options.buffers_for(state._leaf_dtypes)
+    state._plan = Plan(structure, state._claim, models, names, params, options.square_avg_dtype is not None)
     state._leaf_rates = _rates_of_leaves(state._groups, state._leaf_groups, paths, state._plan)
 
 
@@ -478,8 +547,8 @@ def init(
     Parameters
     ----------
     params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
-        The parameters: float32 or float64, or complex64 or complex128, which count as pairs of reals; of any shape,
-        memory order and strides. They are not changed, and not kept alive longer than the state. Tensors of torch on
+        The parameters: float32 or float64, or complex64 or complex128, which count as pairs of reals, or bfloat16 of
+        ml_dtypes; of any shape, memory order and strides. They are not changed, and not kept alive longer than the state. Tensors of torch on
         the CPU are taken like arrays; the state shows its buffers for them as tensors.
     preset : str, optional
         A key of `PRESETS`, for what a framework means by RMSProp; explicit options win over it.
@@ -493,8 +562,8 @@ def init(
     Returns
     -------
     State
-        With running means of the shapes, dtypes and memory order of `params`; with ``square_avg_dtype="bfloat16"``
-        all buffers are in C order.
+        With running means of the shapes, dtypes and memory order of `params`; those of bfloat16 parameters are float32.
+        Where parameters or square_avg are bfloat16, buffers are in C order.
 
     Raises
     ------
@@ -712,6 +781,8 @@ def state_of(
     for name in content.buffers:
         arrays = made._plan.arrays(name)
         for place, leaf in zip(places, content.leaves, strict=True):
+            if arrays[place] is None:
+                continue
             spec = next(specs)
             read(spec, arrays[place])
             if name == "square_avg":
@@ -815,7 +886,7 @@ def of_values(
     """
     state = init(params, overrides=overrides, **options)
     saved = state.state_dict()
-    for name in state.options.buffers:
+    for name in state.options.buffers:  # a lower half is 0: the parameters are what they are
         for i, array in enumerate(values[name]):
             saved["arrays"][f"{name}/{i}"] = np.asarray(array)
     saved["seen"] = [int(counts.get("accumulated", 0) > 0)] * len(saved["seen"])
