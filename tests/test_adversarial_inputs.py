@@ -73,14 +73,17 @@ def deep(a):
     return a
 
 
-UNSUPPORTED = "has dtype {}; supported are float32, complex64, float64 and complex128"
+UNSUPPORTED = "has dtype {}; supported are float32, complex64, float64, complex128 and bfloat16"
 KINDS = {
     "bool": Bad(lambda a: a > 2, TypeError, UNSUPPORTED.format("bool") + "; .astype('float64') converts it", None),
     "int8": Bad(lambda a: a.astype("i1"), TypeError, UNSUPPORTED.format("int8"), None),
     "int64": Bad(lambda a: a.astype("i8"), TypeError, UNSUPPORTED.format("int64"), None),
     "uint32": Bad(lambda a: a.astype("u4"), TypeError, UNSUPPORTED.format("uint32"), None),
     "float16": Bad(
-        lambda a: a.astype("f2"), TypeError, UNSUPPORTED.format("float16") + "; .astype('float32') converts it", None
+        lambda a: a.astype("f2"),
+        TypeError,
+        UNSUPPORTED.format("float16") + "; squares of gradients need the range of float32 or bfloat16",
+        None,
     ),
     "longdouble": Bad(lambda a: a.astype("g"), TypeError, UNSUPPORTED.format(np.dtype("g"))),
     "complex longdouble": Bad(lambda a: a.astype("G"), TypeError, UNSUPPORTED.format(np.dtype("G"))),

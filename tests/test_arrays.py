@@ -62,7 +62,7 @@ FIRST_GUESSES = {
     "network": (Network(), "is a Network, not a numpy.ndarray; parameters are arrays in dicts, lists, tuples or data"),
     "generator": ((np.zeros(2) for _ in "ab"), "is a generator, not a numpy.ndarray; it can be read only once: "),
     "values": ({"w": np.zeros(2)}.values(), "is a dict_values, not a numpy.ndarray; pass the dict itself, or list"),
-    "ints": (np.array([1, 2]), "the parameter has dtype int64; supported are float32, complex64, float64 and complex"),
+    "ints": (np.array([1, 2]), "the parameter has dtype int64; supported are float32, complex64, float64, complex"),
     "ints too": (np.array([1, 2]), "; .astype('float64') converts it"),
     "halves": (np.zeros(2, np.float16), "; .astype('float32') converts it"),
     "array of arrays": (np.array([np.zeros(1), np.zeros(2)], object), "complex128; give the arrays in it as a list"),
@@ -186,7 +186,7 @@ REFUSALS = {
         [ONES > 0],
         {},
         TypeError,
-        "gradient '0' has dtype bool; supported are float32, complex64, float64 and complex128",
+        "gradient '0' has dtype bool; supported are float32, complex64, float64, complex128 and bfloat16",
     ),
     "byte_order": (
         [ONES.copy()],

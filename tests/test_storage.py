@@ -1,4 +1,5 @@
-"""A bfloat16 square_avg: the bits of the reference wherever it is stepped and whatever it is saved in; rounding."""
+"""bfloat16 parameters, gradients and square_avg: the bits of the reference wherever they are stepped and whatever they
+are saved in; rounding; lower halves."""
 
 from __future__ import annotations
 
@@ -16,72 +17,136 @@ from hypothesis import strategies as st
 
 import rmsprop_native as rms
 from rmsprop_native import _core, reference
+from rmsprop_native.arrays import join_halves
 
 BF16 = {"square_avg_dtype": "bfloat16", "seed": 2**40 + 3}
-F32 = np.dtype(np.float32)
+F32, B16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+
+# Every set of storage types: the dtypes of parameters and gradients, and options.
+STORAGES = {
+    "avg": (F32, F32, BF16),
+    "grad": (F32, B16, {"seed": 1}),
+    "grad_avg": (F32, B16, BF16),
+    "rounded": (B16, B16, {"master_weights": False, "seed": 1}),
+    "rounded, wide grad": (B16, F32, {"master_weights": False, "seed": 1}),
+    "all": (B16, B16, {"master_weights": False, **BF16}),
+    "all, wide grad": (B16, F32, {"master_weights": False, **BF16}),
+    "split": (B16, B16, {}),
+    "split, wide grad": (B16, F32, {}),
+    "split_avg": (B16, B16, BF16),
+    "split_avg, wide grad": (B16, F32, BF16),
+}
 
 
 @pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_bits_of_every_variant(isa, variant, threads, rng):
+def test_bits_of_every_variant(isa, variant, storage, threads, rng):
     rms.use_isa(isa)
     rms.set_num_threads(threads)
     _core.set_grain(0)
+    *dtypes, stored = STORAGES[storage]
     for n in sizes(isa, F32).values():
         for start in (0, 1):
-            params, grads = ([hard_numbers(rng, n + start, F32)[start:]] for _ in range(2))
-            stepped_alike(options_of(VARIANTS[variant], BF16), params, grads, grad_scale=0.75 if start else 1.0)
+            params, grads = ([hard_numbers(rng, n + start, F32)[start:].astype(dtype)] for dtype in dtypes)
+            stepped_alike(options_of(VARIANTS[variant], stored), params, grads, grad_scale=0.75 if start else 1.0)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("isa", ISAS)
-def test_bits_of_every_number(isa, number, rng):
+def test_bits_of_every_number(isa, number, storage, rng):
     rms.use_isa(isa)
-    params, grads = ([hard_numbers(rng, n, F32) for n in (67, 1)] for _ in range(2))
-    stepped_alike(options_of(NUMBERS[number], {"momentum": 0.9, "centered": True}, BF16), params, grads, steps=4)
+    *dtypes, stored = STORAGES[storage]
+    params, grads = ([hard_numbers(rng, n, F32).astype(dtype) for n in (67, 1)] for dtype in dtypes)
+    stepped_alike(options_of(NUMBERS[number], {"momentum": 0.9, "centered": True}, stored), params, grads, steps=4)
 
 
-@pytest.mark.parametrize("rates", [None, (40, 1, 1), (40, 5, 30), (30,)], ids=str)
+@pytest.mark.parametrize(
+    ("storage", "rates"),
+    [(storage, None) for storage in STORAGES]
+    + [(storage, rates) for storage in ("avg", "all", "split") for rates in ((40, 1, 1), (40, 5, 30), (30,))],
+    ids=str,
+)
 @pytest.mark.parametrize("grad_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_random_bits_do_not_depend_on_the_layout(layout, grad_layout, rates, rng):
-    values = rng.standard_normal((2, 40, 5, 30)).astype(np.float32)
+def test_random_bits_do_not_depend_on_the_layout(layout, grad_layout, rates, storage, rng):
+    *dtypes, stored = STORAGES[storage]
+    values = [rng.standard_normal((40, 5, 30)).astype(dtype) for dtype in dtypes]
     params, grads = [LAYOUTS[layout](values[0])], [LAYOUTS[grad_layout](values[1])]
     overrides = None if rates is None else {"0": {"lr": rng.random(rates)}}
-    options = options_of({"momentum": 0.9, "ema": 0.9, "clip_norm": 1.0, "accumulate": 2}, BF16)
+    options = options_of({"momentum": 0.9, "ema": 0.9, "clip_norm": 1.0, "accumulate": 2}, stored)
     state = stepped_alike(options, params, grads, steps=4, overrides=overrides)
-    assert state.square_avg[0].flags.c_contiguous
+    if np.dtype(values[0].dtype) == B16 or "square_avg_dtype" in stored:
+        assert state.square_avg[0].flags.c_contiguous
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows(layout, rng):
-    table = LAYOUTS[layout](rng.standard_normal((50, 7)).astype(np.float32))
-    grad = rms.RowGrad([41, 3, 7, 3], rng.standard_normal((4, 7)).astype(np.float32))
-    stepped_alike(options_of({"ema": 0.9}, BF16), [table], [grad], steps=3)
+def test_plain_steps_of_any_layout(layout, storage, rng):
+    """Without a norm to sum or a sum to step, which go through other code."""
+    *dtypes, stored = STORAGES[storage]
+    params, grads = ([LAYOUTS[layout](rng.standard_normal((40, 37)).astype(dtype))] for dtype in dtypes)
+    stepped_alike(options_of(stored), params, grads)
+    stepped_alike(options_of({"ema": 0.5}, stored), params, grads)
+    stepped_alike(options_of({"on_nonfinite": "skip"}, stored), params, grads)
+
+
+@pytest.mark.parametrize("rows", [[41, 3, 7], [41, 3, 7, 3]], ids=["distinct", "twice"])
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("width", [7, 64, 65])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows(layout, width, storage, rows, rng):
+    """Of an odd length too: a row may begin with the second element of a pair."""
+    *dtypes, stored = STORAGES[storage]
+    table = LAYOUTS[layout](rng.standard_normal((50, width)).astype(dtypes[0]))
+    grad = rms.RowGrad(rows, rng.standard_normal((len(rows), width)).astype(dtypes[1]))
+    for options in ({}, {"ema": 0.9}):
+        stepped_alike(options_of(options, stored), [table.copy(order="K")], [grad], steps=3)
 
 
 @pytest.mark.threads
-def test_chunks_of_large_arrays(rng):
+@pytest.mark.parametrize("storage", STORAGES)
+def test_chunks_of_large_arrays(storage, rng):
     """Above the size from which elements are peeled, over two threads, with lengths that are no whole pairs."""
     rms.set_num_threads(2)
     _core.set_grain(0)
-    params, grads = ([rng.standard_normal((1 << 17) + 99).astype(np.float32)[1:], np.ones(5001, F32)] for _ in range(2))
-    stepped_alike(options_of(BF16), params, grads)
+    *dtypes, stored = STORAGES[storage]
+    params, grads = (
+        [rng.standard_normal((1 << 17) + 99).astype(dtype)[1:], np.ones(5001, dtype)] for dtype in dtypes
+    )
+    stepped_alike(options_of(stored), params, grads)
 
 
-@settings(max_examples=100, deadline=None)
-@given(option_sets(schedules=True), st.integers(0, 2**64 - 1))
-def test_any_options(options, seed):
+@settings(max_examples=200, deadline=None)
+@given(option_sets(schedules=True), st.sampled_from(list(STORAGES)), st.integers(0, 2**64 - 1))
+def test_any_options(options, storage, seed):
+    *dtypes, stored = STORAGES[storage]
     rng = np.random.default_rng(seed)
-    params, grads = ([rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (), (0, 2))] for _ in "pg")
-    stepped_alike({**options, "square_avg_dtype": "bfloat16", "seed": seed}, params, [*grads[:2], None], steps=3)
+    params, grads = ([rng.standard_normal(n).astype(dtype) for n in ((3, 24), (), (0, 2))] for dtype in dtypes)
+    stepped_alike({**options, **stored, "seed": seed}, params, [*grads[:2], None], steps=3)
 
 
+def test_a_tree_of_many_dtypes(rng):
+    """Each leaf has the buffers of its own dtype; only bfloat16 parameters have lower halves."""
+    dtypes = [B16, F32, np.float64, np.complex64]
+    params, grads = ([rng.standard_normal(50).astype(dtype) for dtype in dtypes] for _ in range(2))
+    state = stepped_alike(options_of({"momentum": 0.9}), params, grads)
+    assert [None if half is None else half.dtype.name for half in state.low_half] == ["uint16", None, None, None]
+    assert [buffer.dtype for buffer in state.momentum_buffer] == [F32, *dtypes[1:]]
+    masters = state.master(params)
+    assert [master.dtype for master in masters] == [F32, *dtypes[1:]]
+    assert same_bits(masters[2], params[2])
+    assert masters[2] is not params[2]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", "pickle", "copy", "state_dict", "update"])
-def test_a_state_goes_on_with_the_same_bits(suffix, tmp_path, rng):
-    params, grads = ({"w": np.asfortranarray(rng.standard_normal((30, 7)), F32)} for _ in range(2))
-    options = options_of({"accumulate": 2, "ema": 0.9}, BF16)
+def test_a_state_goes_on_with_the_same_bits(suffix, storage, tmp_path, rng):
+    *dtypes, stored = STORAGES[storage]
+    params, grads = ({"w": np.asfortranarray(rng.standard_normal((30, 7)), F32).astype(dtype)} for dtype in dtypes)
+    options = options_of({"accumulate": 2, "ema": 0.9}, stored)
     ref_params, ref_state = on_reference(params, options)
     state = rms.init(params, **as_keywords(options))
     for step in range(6):
@@ -184,7 +249,7 @@ def test_another_seed_gives_other_bits():
 @pytest.mark.parametrize("dtype", [np.float64, np.complex64])
 def test_other_parameters_are_refused(dtype):
     with pytest.raises(
-        TypeError, match=r"^parameter 'b' is .*: square_avg_dtype='bfloat16' is for float32 parameters$"
+        TypeError, match=r"^parameter 'b' is .*: square_avg_dtype='bfloat16' is for float32 and bfloat16 parameters$"
     ):
         rms.init({"a": np.zeros(2, F32), "b": np.zeros(2, dtype)}, square_avg_dtype="bfloat16")
 
@@ -233,3 +298,131 @@ def test_a_gradient_may_not_overlap_square_avg():
         grad = np.broadcast_to(ends[at : at + 2].view(np.float32)[0:1], 65)
         with pytest.raises(ValueError, match="overlaps its square_avg in memory"):
             rms.update_(param, grad, state)
+
+
+def test_a_gradient_may_not_overlap_a_lower_half():
+    param = np.zeros(65, B16)
+    state = rms.init(param)
+    ends = state.low_half
+    for at in (0, 64):
+        grad = np.broadcast_to(ends[at : at + 1].view(B16), 65)
+        with pytest.raises(ValueError, match="overlaps its low_half in memory"):
+            rms.update_(param, grad, state)
+    wide = np.zeros(130, B16)
+    state = rms.init(wide[:65])
+    for start in (0, 32, 64):  # a gradient of twice the bytes may reach into the parameter from either side
+        with pytest.raises(ValueError, match="overlaps its parameter"):
+            rms.update_(wide[:65], np.broadcast_to(wide[start : start + 2].view(np.float32)[:1], 65), state)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_split_training_is_float32_training(variant, rng):
+    """1000 steps on the same bfloat16 gradients: the same float32 parameters, to the bit."""
+    narrow = rng.standard_normal(97).astype(B16)
+    wide = narrow.astype(F32)
+    options = as_keywords(options_of(VARIANTS[variant], {"lr": 1e-3}))
+    states = rms.init(narrow, **options), rms.init(wide, **options)
+    for _ in range(1000):
+        grad = rng.standard_normal(97).astype(B16)
+        rms.update_(narrow, grad, states[0])
+        rms.update_(wide, grad.astype(F32), states[1])
+    assert same_bits(states[0].master(narrow), wide)
+    assert same_bits(states[0].square_avg, states[1].square_avg)
+    assert np.abs(narrow.astype(F32) - wide).max() <= np.abs(wide).max() * 2**-8
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("change", ["zero", "negative zero", "negate", "replace", "inf", "nan"])
+def test_parameters_may_be_written_between_steps(change, isa, rng):
+    """A lower half that does not fit any more counts as 0; others are added still, less than a half unit of the last
+    place."""
+    rms.use_isa(isa)
+    param, grad = (rng.standard_normal(200).astype(B16) for _ in range(2))
+    ref_param, ref_state = on_reference(param, options := {"lr": 1e-2})
+    state = rms.init(param, **options)
+    for step in range(4):
+        rms.update_(param, grad, state)
+        reference.update_(ref_param, grad, ref_state)
+        check_alike(param, state, ref_param, ref_state)
+        assert (state.low_half.view(np.int16) < 0).any()
+        before = state.master(param)
+        for p in (param, ref_param):
+            half = p[:100]
+            half[...] = {
+                "zero": 0, "negative zero": -0.0, "negate": -half, "replace": step - 7, "inf": np.inf, "nan": np.nan
+            }[change]  # fmt: skip
+        master = state.master(param)
+        if change in ("zero", "negative zero"):
+            assert (np.signbit(master[:100]) == (change == "negative zero")).all()
+            assert (np.abs(master[:100]) < 1e-40).all()
+        elif change == "negate":
+            assert same_bits(master[:100], -before[:100])
+        elif change == "replace":
+            assert (np.abs(master[:100] / (step - 7) - 1) <= 2**-8).all()
+        else:
+            assert same_bits(master[:100], param[:100].astype(F32))
+        assert same_bits(master[100:], before[100:])
+
+
+def test_every_number_has_two_halves(rng):
+    """All but those that bfloat16 rounds to an infinity; -0, subnormals and infinities too."""
+    bits = rng.integers(0, 2**32, 10**6, dtype=np.uint32)
+    bits[:8] = [0, 0x80000000, 1, 0x80000001, 0x7F800000, 0xFF800000, 0x7F7F7FFF, 0x00007FFF]
+    x = bits.view(np.float32)
+    x = x[~(np.abs(x) > 3.389e38) | np.isinf(x)]
+    assert same_bits(join_halves(*reference.split_halves(x)), x)
+    upper, lower = reference.split_halves(np.array([np.finfo(F32).max, np.nan], F32))
+    assert join_halves(upper, lower)[0] == np.inf
+    assert np.isnan(join_halves(upper, lower)[1])
+
+
+def test_float32_reaches_what_bfloat16_stalls_before():
+    """g = 1, lr 1e-3 from 1.0: where everything is bfloat16 and rounded to the nearest, it stays at 0.867."""
+    for options in ({}, {"master_weights": False}, {"master_weights": False, **BF16}, BF16):
+        param, grad = np.ones(1000, B16), np.ones(1000, B16)
+        state = rms.init(param, lr=1e-3, rho=0.99, **options)
+        for _ in range(1000):
+            rms.update_(param, grad, state)
+        assert abs(state.master(param).mean() + 0.124) < 0.002
+
+
+def test_parameters_and_square_avg_are_rounded_independently(rng):
+    """The correlation of 1e6 pairs of roundings has a standard deviation of 1e-3 if they are."""
+    bits = reference.random_bits(7, 5, 3, np.arange(10**6))
+    swapped = reference.swap_bytes(bits)
+    for threshold in (0x3000, 0x8000, 0xC123):
+        up = (bits >= threshold).astype(float), (swapped >= threshold).astype(float)
+        assert abs(np.corrcoef(*up)[0, 1]) < 8e-3  # the lower bits, of which 2**-8 depends, are shared
+
+
+def test_master_refuses_other_parameters():
+    state = rms.init({"w": np.zeros((2, 3), B16)})
+    message = r"^parameter 'w' is bfloat16 of shape \(3, 2\), the state has bfloat16 of \(2, 3\)$"
+    with pytest.raises(ValueError, match=message):
+        state.master({"w": np.zeros((3, 2), B16)})
+    with pytest.raises(ValueError, match=r"^parameter 'w' is float32 of shape \(2, 3\), the state has bfloat16 of"):
+        state.master({"w": np.zeros((2, 3), F32)})
+    with pytest.raises(TypeError, match=r"^parameter 'w' is a float, not a numpy.ndarray"):
+        state.master({"w": 0.0})
+
+
+def test_master_weights_cannot_change():
+    state = rms.init(np.zeros(2, B16))
+    with pytest.raises(ValueError, match=r"^the state was made with master_weights=True: call init\(\) again$"):
+        state.replace(master_weights=False)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex64, np.int16, np.uint16, np.float16])
+def test_other_gradients_are_refused(dtype):
+    param = np.zeros(3, B16)
+    state = rms.init(param)
+    with pytest.raises(TypeError, match="^the gradient has dtype"):
+        rms.update_(param, np.ones(3, dtype), state)
+    assert state.step == 0
+    assert not param.any()
+
+
+def test_a_bfloat16_gradient_of_a_float64_parameter_is_refused():
+    param = np.zeros(3)
+    with pytest.raises(TypeError, match="^the gradient has dtype bfloat16, its parameter has float64$"):
+        rms.update_(param, np.ones(3, B16), rms.init(param))

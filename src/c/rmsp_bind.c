@@ -310,7 +310,7 @@ static int type_of_buffer(const rmsp_plan *plan, size_t i, int k)
     const int type = plan->slots[i].type;
     if (k == RMSP_LOW_HALF) return RMSP_LOW16;
     if (k == RMSP_SQUARE_AVG && plan->extras[i].avg16) return RMSP_BF16;
-    return type & RMSP_PAIRS ? type : rmsp_arithmetic(type);
+    return rmsp_arithmetic(type);
 }
 
 /* The type that a gradient must have: that of its parameter, but float32 and bfloat16 go together. */
@@ -347,9 +347,9 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
         const int type = type_of_buffer(plan, i, k);
         size[k] = (ptrdiff_t)real_size(type);
         if (*buffer_of(plan, i, k) == NULL) continue;
-        strides[k] = is_given(arrays, i, k) ? arrays[k][i].strides
-                     : type < RMSP_DTYPE_COUNT || type & RMSP_PAIRS ? slot->strides
-                                                                     : strides16;
+        strides[k] = is_given(arrays, i, k)          ? arrays[k][i].strides
+                     : rmsp_arithmetic(type) == type ? slot->strides
+                                                     : strides16;
     }
 
     slowest_first(slot->ndim - has_rows, param->strides + has_rows, order);

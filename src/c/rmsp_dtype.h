@@ -38,7 +38,7 @@ typedef struct rmsp_dtype_info {
 
 extern const rmsp_dtype_info rmsp_dtypes[RMSP_TYPE_COUNT];
 
-/* The type that elements of a type are computed with in. */
-static inline int rmsp_arithmetic(int type) { return type < RMSP_DTYPE_COUNT ? type : RMSP_F32; }
+/* The type that elements of a type are computed with in; pairs (RMSP_PAIRS) stay pairs. */
+static inline int rmsp_arithmetic(int type) { return type == RMSP_BF16 || type == RMSP_LOW16 ? (int)RMSP_F32 : type; }
 
 #endif

@@ -356,7 +356,7 @@ cdef class Plan:
             return c.RMSP_LOW16
         if k == c.RMSP_SQUARE_AVG and self.avg16:
             return c.RMSP_BF16
-        return type if type & c.RMSP_PAIRS else c.rmsp_arithmetic(type)
+        return c.rmsp_arithmetic(type)
 
     cdef bint _has_buffer(self, size_t i, int k) noexcept:
         return k != c.RMSP_LOW_HALF or self.plan.slots[i].type == c.RMSP_BF16

@@ -294,8 +294,8 @@ def _conversion(dtype: Any) -> str:
     kind = getattr(dtype, "kind", "")
     if kind == "O":
         return "; give the arrays in it as a list"
-    if str(dtype).endswith("float16"):
-        return "; its range is too small for squares of gradients: use bfloat16 or float32"
+    if str(dtype) in ("float16", "torch.float16"):
+        return "; squares of gradients need the range of float32 or bfloat16: .astype('float32') converts it"
     return f"; .astype('{'float32' if kind == 'f' else 'float64'}') converts it" if kind in tuple("biuf") else ""
 
 

@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "rmsp.h"
+#include "rmsp_storage.h"
 
 static inline void *allocate(size_t count, size_t size)
 {
@@ -156,6 +157,11 @@ static inline double get_real(const rmsp_array *a, size_t e)
 {
     float narrow;
     double wide;
+    uint16_t half;
+    if (a->type == RMSP_BF16 || a->type == RMSP_LOW16) {
+        memcpy(&half, place_of(a, e), sizeof half);
+        return a->type == RMSP_BF16 ? (double)rmsp_from_bf16(half) : (double)half;
+    }
     if (size_of_real(a->type) == sizeof wide) {
         memcpy(&wide, place_of(a, e), sizeof wide);
         return wide;
@@ -164,10 +170,14 @@ static inline double get_real(const rmsp_array *a, size_t e)
     return (double)narrow;
 }
 
+/* Rounded to float32, and towards 0 to bfloat16. */
 static inline void set_real(const rmsp_array *a, size_t e, double x)
 {
     const float narrow = (float)x;
-    if (size_of_real(a->type) == sizeof x) {
+    if (a->type == RMSP_BF16 || a->type == RMSP_LOW16) {
+        const uint16_t half = a->type == RMSP_BF16 ? rmsp_to_bf16(narrow, 0) : (uint16_t)x;
+        memcpy(place_of(a, e), &half, sizeof half);
+    } else if (size_of_real(a->type) == sizeof x) {
         memcpy(place_of(a, e), &x, sizeof x);
     } else {
         memcpy(place_of(a, e), &narrow, sizeof narrow);
@@ -198,6 +208,9 @@ typedef struct sample {
     array **params, **grads;            /* one a leaf; no gradient: NULL */
     rmsp_array *param_list, *grad_list; /* what is bound: the tests may change these */
     ptrdiff_t (*strides)[MAX_NDIM];     /* of state arrays */
+    ptrdiff_t (*strides16)[MAX_NDIM];   /* of those of 16 bits */
+    int has_bf16;                       /* whether gradients may be of the other type of float32 and bfloat16 */
+    int is_split;                       /* whether bfloat16 parameters have lower halves; before finish_sample */
     ptrdiff_t (*param_strides)[MAX_NDIM];
     char *state;           /* all of them, one after another */
     double *sums, **rates; /* rates: of leaves that have learning rates of their own */
@@ -228,6 +241,7 @@ static inline sample *new_sample(size_t leaf_count, size_t group_count)
     s->grad_list = allocate(leaf_count, sizeof *s->grad_list);
     s->rates = allocate(leaf_count, sizeof *s->rates);
     s->strides = allocate(leaf_count, sizeof *s->strides);
+    s->strides16 = allocate(leaf_count, sizeof *s->strides16);
     s->param_strides = allocate(leaf_count, sizeof *s->param_strides);
     for (size_t i = 0; i < leaf_count; i++) s->grad_list[i] = absent_array;
     for (size_t g = 0; g < group_count; g++) {
@@ -247,16 +261,19 @@ static inline sample *new_sample(size_t leaf_count, size_t group_count)
     return s;
 }
 
-/* Leaf i: a parameter, and the strides of its state arrays, dense in Fortran order if `fortran`. */
+/* Leaf i: a parameter, and the strides of its state arrays, dense in Fortran order if `fortran` and nothing is bfloat16;
+ * extras[i].avg16 has been set. */
 static inline void set_leaf(sample *s, size_t i, array *param, uint32_t group, int fortran)
 {
     const rmsp_array *const a = &param->a;
-    ptrdiff_t stride = (ptrdiff_t)size_of_item(a->type);
+    ptrdiff_t stride = (ptrdiff_t)size_of_item(rmsp_arithmetic(a->type));
+    if (a->type == RMSP_BF16 || s->plan.extras[i].avg16) fortran = 0;
     s->params[i] = param;
     s->param_list[i] = *a;
     for (int k = 0; k < a->ndim; k++) {
         const int axis = fortran ? k : a->ndim - 1 - k;
         s->strides[i][axis] = stride;
+        s->strides16[i][axis] = stride / 2;
         stride *= a->shape[axis] > 0 ? a->shape[axis] : 1;
     }
     s->plan.slots[i] = (rmsp_slot){.shape = param->shape,
@@ -267,7 +284,7 @@ static inline void set_leaf(sample *s, size_t i, array *param, uint32_t group, i
                                    .n = reals_in(a)};
     s->plan.leaves[i].n = reals_in(a);
     s->plan.leaves[i].group = group;
-    s->plan.leaves[i].dtype = (uint32_t)(a->type & ~RMSP_PAIRS);
+    s->plan.leaves[i].dtype = (uint32_t)rmsp_arithmetic(a->type & ~RMSP_PAIRS);
 }
 
 /* Whether a leaf has state array k. */
@@ -283,6 +300,8 @@ static inline int has_state(const sample *s, size_t i, int k)
         return group->centered;
     case RMSP_EMA:
         return s->plan.rules.averages;
+    case RMSP_LOW_HALF:
+        return s->is_split && s->plan.slots[i].type == RMSP_BF16;
     default:
         return s->plan.rules.accumulate > 1;
     }
@@ -293,9 +312,26 @@ static inline rmsp_array state_of(const sample *s, size_t i, int k)
 {
     const rmsp_slot *const slot = &s->plan.slots[i];
     const rmsp_extra *const extra = &s->plan.extras[i];
-    void *const data = k == RMSP_EMA ? extra->ema : k == RMSP_GRAD_SUM ? extra->grad_sum : s->plan.leaves[i].array[k];
-    return (rmsp_array){
-        .data = data, .shape = slot->shape, .strides = slot->strides, .ndim = slot->ndim, .type = slot->type};
+    void *const data = k == RMSP_EMA        ? extra->ema
+                       : k == RMSP_GRAD_SUM ? extra->grad_sum
+                       : k == RMSP_LOW_HALF ? extra->low_half
+                                            : s->plan.leaves[i].array[k];
+    const int is16 = k == RMSP_LOW_HALF || (k == RMSP_SQUARE_AVG && extra->avg16);
+    const int type = k == RMSP_LOW_HALF ? (int)RMSP_LOW16 : is16 ? (int)RMSP_BF16 : rmsp_arithmetic(slot->type);
+    return (rmsp_array){.data = data,
+                        .shape = slot->shape,
+                        .strides = is16 ? s->strides16[i] : slot->strides,
+                        .ndim = slot->ndim,
+                        .type = type};
+}
+
+/* The type of a leaf's parameter, one in `pairs` complex; whether its square_avg is bfloat16 is set too. */
+static inline int random_type(sample *s, size_t i, size_t pairs)
+{
+    const int type = (int)below(RMSP_DTYPE_COUNT + (s->has_bf16 ? 1 : 0)); /* RMSP_BF16 comes next */
+    if (type < RMSP_DTYPE_COUNT && below(pairs) == 0) return type | RMSP_PAIRS;
+    s->plan.extras[i].avg16 = s->has_bf16 && rmsp_arithmetic(type) == RMSP_F32 && below(2);
+    return type;
 }
 
 static inline void finish_sample(sample *s)
@@ -311,9 +347,10 @@ static inline void finish_sample(sample *s)
                     void *const data = s->state + bytes;
                     if (k == RMSP_EMA) s->plan.extras[i].ema = data;
                     if (k == RMSP_GRAD_SUM) s->plan.extras[i].grad_sum = data;
+                    if (k == RMSP_LOW_HALF) s->plan.extras[i].low_half = data;
                     if (k < RMSP_STEP_ARRAYS) s->plan.leaves[i].array[k] = data;
                 }
-                bytes += (s->plan.slots[i].n * size_of_real(s->plan.slots[i].type) + 7) / 8 * 8;
+                bytes += (s->plan.slots[i].n * size_of_real(state_of(s, i, k).type) + 7) / 8 * 8;
             }
         }
     }
@@ -351,7 +388,7 @@ static inline void free_sample(sample *s)
     void *const parts[] = {s->plan.leaves,   s->plan.slots,  s->plan.extras, s->plan.groups, s->plan.memory,
                            s->plan.ranges,   s->counts.seen, s->params,      s->grads,       s->param_list,
                            s->grad_list,     s->strides,     s->state,       s->sums,        s->axes,
-                           s->param_strides, s->rates};
+                           s->param_strides, s->rates,      s->strides16};
     for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) free(parts[k]);
     free(s);
 }
@@ -364,9 +401,16 @@ static inline void set_grad(sample *s, size_t i, array *grad)
     s->grad_list[i] = grad == NULL ? absent_array : grad->a;
 }
 
+/* That of the parameter, or any of float32 and bfloat16. */
+static inline int type_of_grad(const sample *s, size_t i)
+{
+    const int type = s->plan.slots[i].type, other = s->has_bf16 && rmsp_arithmetic(type) == RMSP_F32 && below(2);
+    return !other ? type : type == RMSP_F32 ? (int)RMSP_BF16 : (int)RMSP_F32;
+}
+
 static inline void set_new_grad(sample *s, size_t i, lie how, size_t special)
 {
-    array *const grad = new_array(s->plan.slots[i].type, s->plan.slots[i].ndim, s->plan.slots[i].shape, how);
+    array *const grad = new_array(type_of_grad(s, i), s->plan.slots[i].ndim, s->plan.slots[i].shape, how);
     fill(&grad->a, special);
     set_grad(s, i, grad);
 }
@@ -382,7 +426,7 @@ static inline void set_row_grad(sample *s, size_t i, size_t special)
     }
     memcpy(shape, slot->shape, (size_t)slot->ndim * sizeof *shape);
     shape[0] = (ptrdiff_t)count;
-    array *const grad = new_array(slot->type, slot->ndim, shape, LIE_C);
+    array *const grad = new_array(type_of_grad(s, i), slot->ndim, shape, LIE_C);
     grad->rows = rows;
     grad->a.rows = rows;
     grad->a.row_count = count;

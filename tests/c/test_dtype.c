@@ -3,18 +3,20 @@
 
 static void test_table(void)
 {
-    static const char *const names[] = {"f32", "f64"};
-    static const char codes[] = "fd";
-    static const size_t sizes[] = {sizeof(float), sizeof(double)};
-    CHECK(RMSP_DTYPE_COUNT == sizeof sizes / sizeof *sizes);
-    for (int dtype = 0; dtype < RMSP_DTYPE_COUNT; dtype++) {
+    static const char *const names[] = {"f32", "f64", "bf16", "low16"};
+    static const char codes[] = "fd\0H";
+    static const size_t sizes[] = {sizeof(float), sizeof(double), 2, 2};
+    CHECK(RMSP_TYPE_COUNT == sizeof sizes / sizeof *sizes && RMSP_DTYPE_COUNT == 2);
+    for (int dtype = 0; dtype < RMSP_TYPE_COUNT; dtype++) {
         CHECK(strcmp(rmsp_dtypes[dtype].name, names[dtype]) == 0);
         CHECK(rmsp_dtypes[dtype].code == codes[dtype]);
         CHECK(rmsp_dtypes[dtype].size == sizes[dtype]);
         CHECK(rmsp_dtypes[dtype].size <= RMSP_MAX_SIZE);
         CHECK((dtype & RMSP_PAIRS) == 0);
     }
-    CHECK(RMSP_F32 == 0 && RMSP_F64 == 1);
+    CHECK(RMSP_F32 == 0 && RMSP_F64 == 1 && (int)RMSP_BF16 == (int)RMSP_DTYPE_COUNT);
+    CHECK(rmsp_arithmetic(RMSP_BF16) == RMSP_F32 && rmsp_arithmetic(RMSP_F64) == RMSP_F64);
+    CHECK(rmsp_arithmetic(RMSP_F32 | RMSP_PAIRS) == (RMSP_F32 | RMSP_PAIRS));
 }
 
 static void test_coefficients(void)

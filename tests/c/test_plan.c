@@ -10,12 +10,15 @@ static sample *random_sample(size_t most_leaves, size_t most_elements, int accum
     sample *const s = new_sample(leaf_count, group_count);
     for (size_t g = 0; g < group_count; g++) random_group(&s->plan.groups[g]);
     s->plan.rules.averages = (int)below(2);
+    s->has_bf16 = (int)below(2);
+    s->is_split = (int)below(2);
+    s->plan.rules.seed = random_bits();
     s->plan.rules.accumulate = accumulates ? 3 : 1;
     s->plan.rules.nonfinite = below(2) ? RMSP_SKIP : RMSP_PROPAGATE; /* whether binding makes room for norms */
     for (size_t i = 0; i < leaf_count; i++) {
         ptrdiff_t shape[MAX_NDIM];
         const int ndim = random_shape(shape, most_elements);
-        const int type = (int)below(RMSP_DTYPE_COUNT) | (below(5) == 0 ? RMSP_PAIRS : 0);
+        const int type = random_type(s, i, 5);
         array *const param = new_array(type, ndim, shape, below(2) ? LIE_C : (lie)below(LIE_BROADCAST));
         fill(&param->a, 200);
         set_leaf(s, i, param, (uint32_t)below(group_count), (int)below(2));
@@ -57,7 +60,7 @@ static void check_operation(sample *s, rmsp_op op)
     twin *const before = new_twin(s), *const after = new_twin(s);
     s->counts.steps = (int64_t)below(2);
     read_grads(after, s);
-    if (op == RMSP_STEP) twin_step(after, &s->plan, NULL, s->counts.steps == 0);
+    if (op == RMSP_STEP) twin_step(after, &s->plan, NULL, s->counts.steps);
     if (op == RMSP_ACCUMULATE) twin_accumulate(after, &s->plan, scale);
     for (int isa = 0; isa < rmsp_isa_count(); isa++) {
         CHECK(rmsp_isa_use(rmsp_isa_name(isa)) == 0);

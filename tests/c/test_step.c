@@ -251,6 +251,9 @@ static void test_random_transactions(void)
         rules->accumulate = below(2) ? 1 : (int64_t)(1 + below(3));
         rules->grad_scale = 1.0 / (double)rules->accumulate;
         rules->averages = (int)below(2);
+        rules->seed = random_bits();
+        s->has_bf16 = (int)below(2);
+        s->is_split = (int)below(2);
         if (below(3) == 0) rules->clip_global_norm = 0.5;
         rules->clips = rules->clip_global_norm < (double)INFINITY;
         for (size_t g = 0; g < group_count; g++) {
@@ -262,7 +265,7 @@ static void test_random_transactions(void)
         for (size_t i = 0; i < leaf_count; i++) {
             ptrdiff_t shape[MAX_NDIM];
             const int ndim = random_shape(shape, round % 20 == 0 ? 10000 : 200);
-            const int type = (int)below(RMSP_DTYPE_COUNT) | (below(4) == 0 ? RMSP_PAIRS : 0);
+            const int type = random_type(s, i, 4);
             array *const param = new_array(type, ndim, shape, below(2) ? LIE_C : (lie)below(LIE_BROADCAST));
             fill(&param->a, 0);
             set_leaf(s, i, param, (uint32_t)below(group_count), (int)below(2));

@@ -86,7 +86,9 @@ static void test_every_layout(void)
         }
         const rmsp_layout layout = layout_of(axes, arrays);
         seen s = {.size = size_of_real(type)};
-        rmsp_strided_run(s.size, &layout, start, count, (const void *const *)in, out, add_block, &s);
+        size_t sizes[RMSP_ARRAY_COUNT];
+        for (int k = 0; k < RMSP_ARRAY_COUNT; k++) sizes[k] = s.size;
+        rmsp_strided_run(sizes, &layout, start, count, (const void *const *)in, out, add_block, &s);
         CHECK(s.elements == count && s.blocks == (count + RMSP_BLOCK - 1) / RMSP_BLOCK);
         for (size_t e = 0; e < n; e++) {
             const int worked = e >= start && e < start + count;

@@ -1,6 +1,7 @@
 /* twin.h: a step done again: one element after another, in the plainest way, to the same bits.
  *
- * The twin of a plan has its arrays in C order and as doubles, which hold every float.
+ * The twin of a plan has its arrays in C order and as doubles, which hold every float. A parameter in two halves is one
+ * number there.
  */
 #ifndef TWIN_H
 #define TWIN_H
@@ -20,6 +21,30 @@ typedef struct twin {
     int64_t steps, accumulated, skipped;
     unsigned char *seen;
 } twin;
+
+/* Whether array k of a leaf is kept in the sample, and not as a part of the parameter. */
+static inline int has_own(const sample *s, size_t i, int k)
+{
+    return k == RMSP_PARAM || (k != RMSP_GRAD && k != RMSP_LOW_HALF && has_state(s, i, k));
+}
+
+static inline double get_param(const sample *s, size_t i, size_t e)
+{
+    const rmsp_array low = state_of(s, i, RMSP_LOW_HALF);
+    const double upper = get_real(&s->params[i]->a, e);
+    if (!has_state(s, i, RMSP_LOW_HALF)) return upper;
+    return (double)rmsp_join(rmsp_bits_of((float)upper), (uint16_t)get_real(&low, e));
+}
+
+static inline void set_param(const sample *s, size_t i, size_t e, double x)
+{
+    const rmsp_array low = state_of(s, i, RMSP_LOW_HALF);
+    if (has_state(s, i, RMSP_LOW_HALF)) {
+        set_real(&low, e, (double)(rmsp_bits_of((float)x) & 0xffffu));
+        x = (double)rmsp_of_bits(rmsp_upper((float)x) & 0xffff0000u);
+    }
+    set_real(&s->params[i]->a, e, x);
+}
 
 /* The arrays of a sample as they are. */
 static inline twin *new_twin(const sample *s)
@@ -43,8 +68,9 @@ static inline twin *new_twin(const sample *s)
         for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
             const rmsp_array a = k == RMSP_PARAM ? s->params[i]->a : state_of(s, i, k);
             leaf->array[k] = allocate(leaf->n, sizeof(double));
-            if (k != RMSP_PARAM && k != RMSP_GRAD && !has_state(s, i, k)) continue;
-            for (size_t e = 0; k != RMSP_GRAD && e < leaf->n; e++) leaf->array[k][e] = get_real(&a, e);
+            for (size_t e = 0; has_own(s, i, k) && e < leaf->n; e++) {
+                leaf->array[k][e] = k == RMSP_PARAM ? get_param(s, i, e) : get_real(&a, e);
+            }
         }
     }
     return t;
@@ -85,8 +111,14 @@ static inline void write_sample(const twin *t, sample *s)
     for (size_t i = 0; i < t->leaf_count; i++) {
         for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
             const rmsp_array a = k == RMSP_PARAM ? s->params[i]->a : state_of(s, i, k);
-            if (k == RMSP_GRAD || (k != RMSP_PARAM && !has_state(s, i, k))) continue;
-            for (size_t e = 0; e < t->leaves[i].n; e++) set_real(&a, e, t->leaves[i].array[k][e]);
+            for (size_t e = 0; has_own(s, i, k) && e < t->leaves[i].n; e++) {
+                const double x = t->leaves[i].array[k][e];
+                if (k == RMSP_PARAM) {
+                    set_param(s, i, e, x);
+                } else {
+                    set_real(&a, e, x);
+                }
+            }
         }
     }
 }
@@ -96,8 +128,10 @@ static inline void check_same(const twin *t, const sample *s)
     for (size_t i = 0; i < t->leaf_count; i++) {
         for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
             const rmsp_array a = k == RMSP_PARAM ? s->params[i]->a : state_of(s, i, k);
-            if (k == RMSP_GRAD || (k != RMSP_PARAM && !has_state(s, i, k))) continue;
-            for (size_t e = 0; e < t->leaves[i].n; e++) CHECK(same_bits(get_real(&a, e), t->leaves[i].array[k][e]));
+            for (size_t e = 0; has_own(s, i, k) && e < t->leaves[i].n; e++) {
+                const double x = k == RMSP_PARAM ? get_param(s, i, e) : get_real(&a, e);
+                CHECK(same_bits(x, t->leaves[i].array[k][e]));
+            }
         }
     }
 }
@@ -150,8 +184,24 @@ static inline void lerp(uint32_t dtype, double *y, double x, double a, double b)
     }
 }
 
-/* RMSP_STEP over all leaves; `clips` has a factor for each, or is NULL. */
-static inline void twin_step(twin *t, const rmsp_plan *plan, const double *clips, int first)
+/* Rounds what is bfloat16 as element e of leaf i is stored. */
+static inline void round_stored(const rmsp_plan *plan, int64_t steps, size_t i, size_t e, double *param,
+                                double *square_avg)
+{
+    const rmsp_extra *const extra = &plan->extras[i];
+    const uint32_t stream = rmsp_stream(plan->rules.seed, (uint64_t)steps, i);
+    const uint32_t random = rmsp_random(stream, e), swapped = (random & 0xff) << 8 | random >> 8;
+    if (extra->avg16) *square_avg = (double)rmsp_from_bf16(rmsp_to_bf16((float)*square_avg, random));
+    if (plan->slots[i].type != RMSP_BF16) return;
+    if (extra->low_half == NULL) {
+        *param = (double)rmsp_from_bf16(rmsp_to_bf16((float)*param, swapped));
+    } else {
+        *param = (double)rmsp_join(rmsp_upper((float)*param) & 0xffff0000u, (uint16_t)rmsp_bits_of((float)*param));
+    }
+}
+
+/* RMSP_STEP over all leaves after so many steps; `clips` has a factor for each, or is NULL. */
+static inline void twin_step(twin *t, const rmsp_plan *plan, const double *clips, int64_t steps)
 {
     for (size_t i = 0; i < t->leaf_count; i++) {
         twin_leaf *const leaf = &t->leaves[i];
@@ -164,8 +214,9 @@ static inline void twin_step(twin *t, const rmsp_plan *plan, const double *clips
             if (leaf->lr != NULL) rmsp_group_set_rate(&changed, leaf->lr[e]);
             for (int k = 0; k < RMSP_STEP_ARRAYS; k++) x[k] = &leaf->array[k][e];
             (dtype == RMSP_F32 ? float_step : double_step)(group, clips == NULL ? 1 : clips[i], x);
+            round_stored(plan, steps, i, e, x[RMSP_PARAM], x[RMSP_SQUARE_AVG]);
             if (!plan->rules.averages) continue;
-            const double decay = first ? 0 : group->ema;
+            const double decay = steps == 0 ? 0 : group->ema;
             lerp(dtype, &leaf->array[RMSP_EMA][e], leaf->array[RMSP_PARAM][e], decay, 1.0 - decay);
         }
     }
@@ -264,7 +315,7 @@ static inline rmsp_outcome twin_transaction(twin *t, rmsp_plan *plan)
                            : twin_clip(twin_sumsq(&t->leaves[i], 1), twin_sumsq(&t->leaves[i], 0x1p-600),
                                        group->clip_norm, scale);
         }
-        twin_step(t, plan, rules->clips ? clips : NULL, t->steps == 0);
+        twin_step(t, plan, rules->clips ? clips : NULL, t->steps);
         t->steps++;
     }
     free(clips);
