@@ -64,8 +64,8 @@ FIRST_GUESSES = {
     "values": ({"w": np.zeros(2)}.values(), "is a dict_values, not a numpy.ndarray; pass the dict itself, or list"),
     "ints": (np.array([1, 2]), "the parameter has dtype int64; supported are float32, complex64, float64, complex"),
     "ints too": (np.array([1, 2]), "; .astype('float64') converts it"),
-    "halves": (np.zeros(2, np.float16), "; .astype('float32') converts it"),
-    "array of arrays": (np.array([np.zeros(1), np.zeros(2)], object), "complex128; give the arrays in it as a list"),
+    "halves": (np.zeros(2, np.float16), "; squares of gradients need the range of float32 or bfloat16: "),
+    "array of arrays": (np.array([np.zeros(1), np.zeros(2)], object), "bfloat16; give the arrays in it as a list"),
 }  # fmt: skip
 
 
@@ -250,6 +250,7 @@ UNREACHABLE = {
     "row_outside": "merge_rows refuses the row first, with its value",
     "row_order": "merge_rows sorts the rows",
     "rows_strided": "merge_rows makes the values contiguous",
+    "not_c_order": "it is one of buffers that are given, as tensors are",
     "needs_axes": "the plan allocates axes and binds again",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import LAYOUTS
@@ -10,6 +11,7 @@ import rmsprop_native as rms
 from rmsprop_native.buffers import PAGE, place
 
 NAMES = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
+BFLOAT16 = ml_dtypes.bfloat16
 LINE = 64
 
 
@@ -43,6 +45,13 @@ def test_large_buffers_and_their_parameter_start_at_other_places_in_a_page(dtype
     assert all(4 * LINE <= distance <= PAGE - 4 * LINE for distance in distances)
 
 
+def test_so_do_those_of_bfloat16_parameters():
+    state = rms.init(at_place(16, 1 << 17, BFLOAT16), momentum=0.9, centered=True, ema=0.9, accumulate=2)
+    places = [start_of(getattr(state, name)) % PAGE for name in (*NAMES, "low_half")]
+    assert {place % LINE for place in places} == {16}
+    assert all(4 * LINE <= (one - two) % PAGE <= PAGE - 4 * LINE for i, one in enumerate(places) for two in places[:i])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_large_buffer_has_the_place_of_its_name(name):
     models = [np.zeros(n, np.float32) for n in (1024, 3, 5000, 1 << 16)]
@@ -54,7 +63,8 @@ def test_every_large_buffer_has_the_place_of_its_name(name):
 
 def test_small_buffers_are_packed_from_line_to_line():
     models = [np.zeros(n, np.float32) for n in (1, 16, 17, 3)]
-    assert place(["square_avg", "ema"], models) == (
+    sizes = [model.nbytes for model in models]
+    assert place({"square_avg": sizes, "ema": sizes}) == (
         [[0, LINE, 2 * LINE, 4 * LINE], [5 * LINE, 6 * LINE, 7 * LINE, 9 * LINE]],
         9 * LINE + 12,
     )
@@ -102,7 +112,7 @@ def test_small_shapes(shape):
 
 
 def test_no_leaves():
-    assert place(["grad_sum"], []) == ([[]], 0)
+    assert place({"grad_sum": []}) == ([[]], 0)
     assert rms.init([]).square_avg == ()
 
 

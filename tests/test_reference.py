@@ -436,6 +436,7 @@ def test_coefficients_are_the_reference_s_own():
         "Options",
         "RowGrad",
         "Tree",
+        "arithmetic",
         "bfloat16",
         "flatten",
         "make_options",

@@ -269,7 +269,7 @@ SPOILED = {
     "a part is missing": (lambda saved: saved.pop("seen"), r"missing \['seen'\]"),
     "a part too many": (lambda saved: saved.update(more=1), r"not known \['more'\]"),
     "another format": (lambda saved: saved.update(format="x"), "does not say 'format'"),
-    "a later version": (lambda saved: saved.update(version=3), "saved in version 3 .* reads 1 to 2: use a newer"),
+    "a later version": (lambda saved: saved.update(version=4), "saved in version 4 .* reads 1 to 3: use a newer"),
     "version 0": (lambda saved: saved.update(version=0), "there is no such version"),
     "a buffer is missing": (lambda saved: saved["arrays"].pop("momentum_buffer/0"), "momentum_buffer/0"),
     "a buffer too many": (lambda saved: saved["arrays"].update({"ema/0": np.zeros(3)}), "and of nothing else"),
@@ -396,9 +396,9 @@ def test_a_pickle_names_no_private_module():
 
 def test_a_pickle_of_another_version_says_so():
     pickled = pickle.dumps(rms.init(np.zeros(1)), protocol=0)
-    assert pickled.count(b"Vversion\np4\nI2\n") + pickled.count(b"version") == 2
-    with pytest.raises(ValueError, match="saved in version 3 of the format, .* reads 1 to 2: use a newer"):
-        pickle.loads(re.sub(rb"(Vversion\np\d+\nI)2\n", rb"\g<1>3\n", pickled))
+    assert pickled.count(b"Vversion\np4\nI3\n") + pickled.count(b"version") == 2
+    with pytest.raises(ValueError, match="saved in version 4 of the format, .* reads 1 to 3: use a newer"):
+        pickle.loads(re.sub(rb"(Vversion\np\d+\nI)3\n", rb"\g<1>4\n", pickled))
 
 
 def test_a_pickle_of_the_layout_before_version_1_says_so():

@@ -1,5 +1,6 @@
 """bfloat16 parameters, gradients and square_avg: the bits of the reference wherever they are stepped and whatever they
-are saved in; rounding; lower halves."""
+are saved in; rounding; lower halves.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import rmsprop_native as rms
 from rmsprop_native import _core, reference
-from rmsprop_native.arrays import join_halves
+from rmsprop_native.reference import join_halves
 
 BF16 = {"square_avg_dtype": "bfloat16", "seed": 2**40 + 3}
 F32, B16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
@@ -113,9 +114,7 @@ def test_chunks_of_large_arrays(storage, rng):
     rms.set_num_threads(2)
     _core.set_grain(0)
     *dtypes, stored = STORAGES[storage]
-    params, grads = (
-        [rng.standard_normal((1 << 17) + 99).astype(dtype)[1:], np.ones(5001, dtype)] for dtype in dtypes
-    )
+    params, grads = ([rng.standard_normal((1 << 17) + 99).astype(dtype)[1:], np.ones(5001, dtype)] for dtype in dtypes)
     stepped_alike(options_of(stored), params, grads)
 
 
@@ -335,7 +334,8 @@ def test_split_training_is_float32_training(variant, rng):
 @pytest.mark.parametrize("change", ["zero", "negative zero", "negate", "replace", "inf", "nan"])
 def test_parameters_may_be_written_between_steps(change, isa, rng):
     """A lower half that does not fit any more counts as 0; others are added still, less than a half unit of the last
-    place."""
+    place.
+    """
     rms.use_isa(isa)
     param, grad = (rng.standard_normal(200).astype(B16) for _ in range(2))
     ref_param, ref_state = on_reference(param, options := {"lr": 1e-2})
@@ -377,7 +377,7 @@ def test_every_number_has_two_halves(rng):
 
 
 def test_float32_reaches_what_bfloat16_stalls_before():
-    """g = 1, lr 1e-3 from 1.0: where everything is bfloat16 and rounded to the nearest, it stays at 0.867."""
+    """With g = 1 and lr 1e-3 from 1.0: where everything is bfloat16 and rounded to the nearest, it stays at 0.867."""
     for options in ({}, {"master_weights": False}, {"master_weights": False, **BF16}, BF16):
         param, grad = np.ones(1000, B16), np.ones(1000, B16)
         state = rms.init(param, lr=1e-3, rho=0.99, **options)

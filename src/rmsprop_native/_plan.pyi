@@ -1,7 +1,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rmsprop_native._core import Claim
@@ -18,6 +17,7 @@ def is_torch_tensor(leaf: object) -> bool: ...
 def use_exchange_table(wanted: bool) -> bool: ...
 
 class Plan:
+    names: tuple[str, ...]
     def __init__(
         self,
         structure: Tree,
@@ -27,7 +27,7 @@ class Plan:
         params: list[Any] | None = None,
         avg16: bool = False,
     ) -> None: ...
-    def arrays(self, name: str) -> list[NDArray[Any]]: ...
+    def arrays(self, name: str) -> list[Any]: ...
     def copy_params(self, params: Any) -> Any: ...
     def copy(self, claim: Claim) -> Self: ...
     def set_numbers(

@@ -388,7 +388,7 @@ cdef class Plan:
         return &self.plan.extras[i].ema if k == c.RMSP_EMA else &self.plan.extras[i].grad_sum
 
     def arrays(self, str name):
-        """The buffers `name` of all leaves, as new arrays, None for a leaf that has none: to reshape one does not change
+        """The buffers `name` of all leaves, as new arrays, None for a leaf without one: to reshape one does not change
         the plan, and none can be resized."""
         cdef size_t i
         cdef int which = BUFFERS.index(name)

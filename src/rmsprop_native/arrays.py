@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["RowGrad", "arithmetic", "bfloat16", "join_halves", "merge_rows", "no_state", "refusal", "title"]
+__all__ = ["RowGrad", "arithmetic", "bfloat16", "merge_rows", "no_state", "refusal", "title"]
 
 
 class RowGrad:
@@ -156,36 +156,6 @@ def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
     (dtype('float32'), dtype('float64'))
     """
     return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
-
-
-def join_halves(upper: NDArray[Any], lower: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The float32 numbers whose two halves these are.
-
-    Parameters
-    ----------
-    upper : numpy.ndarray of bfloat16
-        The numbers, rounded to the nearest.
-    lower : numpy.ndarray of uint16, of the same shape
-        What the rounding took away, as signed 16-bit numbers in units of the last bit. Where the upper half has been
-        written since, it may not fit: one that would change the sign, or meets an infinity or NaN, counts as 0.
-
-    Returns
-    -------
-    numpy.ndarray of float32
-
-    Examples
-    --------
-    >>> import ml_dtypes
-    >>> import numpy as np
-    >>> from rmsprop_native.arrays import join_halves
-    >>> join_halves(np.array([1, 1, 0], ml_dtypes.bfloat16), np.array([1, 0xFFFF, 0xFFFF], np.uint16))
-    array([1.0000001, 0.99999994, 0.       ], dtype=float32)
-    """
-    bits = np.ascontiguousarray(upper).view(np.uint16).reshape(upper.shape).astype(np.uint32) << np.uint32(16)
-    with np.errstate(over="ignore"):
-        joined = bits + lower.view(np.int16).astype(np.int32).view(np.uint32)
-    is_stale = ((joined ^ bits) >> np.uint32(31) != 0) | (bits & np.uint32(0x7F800000) == np.uint32(0x7F800000))
-    return np.where(is_stale, bits, joined).astype(np.uint32).view(np.float32)
 
 
 def title(what: str, path: str) -> str:

@@ -37,7 +37,8 @@ _MAX_DEPTH = 256  # of containers; a reader that calls itself for each of them s
 _MAX_KEY_DEPTH = 16  # of tuples
 _MAX_NDIM = 64  # NumPy's own
 _OPTIONS = tuple(field.name for field in fields(Options))
-_NEW_IN = {2: {"square_avg_dtype": None, "seed": 0}, 3: {"master_weights": True}}  # options, with what they were before
+# Options by the version that has them first, with what they were before.
+_NEW_IN: dict[int, dict[str, Any]] = {2: {"square_avg_dtype": None, "seed": 0}, 3: {"master_weights": True}}
 
 
 class Leaf(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from rmsprop_native.arrays import RowGrad, arithmetic, bfloat16, join_halves, title
+from rmsprop_native.arrays import RowGrad, arithmetic, bfloat16, title
 from rmsprop_native.presets import make_options
 from rmsprop_native.tree import flatten
 
@@ -33,14 +33,15 @@ __all__ = [
     "clip_factors",
     "coefficients",
     "init",
+    "join_halves",
     "lerp",
     "merge_rows",
     "random_bits",
     "round_to_bfloat16",
     "split_halves",
-    "swap_bytes",
     "step",
     "sumsq",
+    "swap_bytes",
     "update_",
 ]
 
@@ -254,7 +255,7 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
     o, structure = state.options, state.structure
     all_params = list(structure.leaves(params, "parameter"))
     all_grads = list(structure.leaves(grads))
-    arrays = [
+    arrays: list[list[Any]] = [
         [None] * structure.size if tree is None else list(structure.leaves(tree, "state"))
         for tree in (state.square_avg, state.momentum_buffer, state.grad_avg, state.ema, state.grad_sum, state.low_half)
     ]
@@ -309,16 +310,18 @@ def _update(params: Any, grads: Any, state: State, lr: float | None, grad_scale:
         old: list[Any] = [buffer if buffer is None else buffer[rows[i]] for buffer in buffers]
         wide = arithmetic(param.dtype)
         old[0] = np.asarray(old[0]).astype(wide)  # from bfloat16 exactly
-        half = None if halves[i] is None else halves[i][rows[i]]
+        half: Any = None if halves[i] is None else halves[i][rows[i]]
         before = np.asarray(param[rows[i]]).astype(wide) if half is None else join_halves(param[rows[i]], half)
-        after, *new = step(numbers, before, grad, *old[:3], nesterov=o.nesterov)
-        random = random_bits(o.seed, state.step, i, np.arange(param.size).reshape(param.shape)[rows[i]])
+        new: list[Any] = list(step(numbers, before, grad, *old[:3], nesterov=o.nesterov))
+        after = stored = new.pop(0)
+        is_rounded = half is None and wide != param.dtype
+        if o.square_avg_dtype is not None or is_rounded:
+            random = random_bits(o.seed, state.step, i, np.arange(param.size).reshape(param.shape)[rows[i]])
         if o.square_avg_dtype is not None:
             new[0] = round_to_bfloat16(new[0], random)
-        stored = after
         if half is not None:
             stored, half = split_halves(after)
-        elif wide != param.dtype:
+        elif is_rounded:
             stored = round_to_bfloat16(after, swap_bytes(random))
             after = stored.astype(wide)
         average = None
@@ -661,8 +664,7 @@ def split_halves(x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.uint1
     Examples
     --------
     >>> import numpy as np
-    >>> from rmsprop_native.arrays import join_halves
-    >>> from rmsprop_native.reference import split_halves
+    >>> from rmsprop_native.reference import join_halves, split_halves
     >>> upper, lower = split_halves(np.array([0.1, -0.1], np.float32))
     >>> upper.tolist(), lower.tolist()
     ([0.10009765625, -0.10009765625], [52429, 52429])
@@ -672,6 +674,36 @@ def split_halves(x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.uint1
     x = np.asarray(x, order="C")
     bits = x.view(np.uint32)
     return round_to_bfloat16(x, np.full(x.shape, 0x8000, np.uint32)), bits.astype(np.uint16)
+
+
+def join_halves(upper: NDArray[Any], lower: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 numbers whose two halves these are.
+
+    Parameters
+    ----------
+    upper : numpy.ndarray of bfloat16
+        The numbers, rounded to the nearest.
+    lower : numpy.ndarray of uint16, of the same shape
+        What the rounding took away, as signed 16-bit numbers in units of the last bit. Where the upper half has been
+        written since, it may not fit: one that would change the sign, or meets an infinity or NaN, counts as 0.
+
+    Returns
+    -------
+    numpy.ndarray of float32
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> import numpy as np
+    >>> from rmsprop_native.reference import join_halves
+    >>> join_halves(np.array([1, 1, 0], ml_dtypes.bfloat16), np.array([1, 0xFFFF, 0xFFFF], np.uint16))
+    array([1.0000001 , 0.99999994, 0.        ], dtype=float32)
+    """
+    bits = np.ascontiguousarray(upper).view(np.uint16).reshape(upper.shape).astype(np.uint32) << np.uint32(16)
+    with np.errstate(over="ignore"):
+        joined = bits + lower.view(np.int16).astype(np.int32).view(np.uint32)
+    is_stale = ((joined ^ bits) >> np.uint32(31) != 0) | (bits & np.uint32(0x7F800000) == np.uint32(0x7F800000))
+    return np.where(is_stale, bits, joined).astype(np.uint32).view(np.float32)
 
 
 def sumsq(grad: NDArray[Any], scale: float = 1.0) -> float:

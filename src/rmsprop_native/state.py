@@ -8,7 +8,7 @@ import numpy as np
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, PlanOwner, as_arrays, is_torch_tensor
-from rmsprop_native.arrays import arithmetic, bfloat16, join_halves, title
+from rmsprop_native.arrays import arithmetic, bfloat16, title
 from rmsprop_native.coefficients import check_dtype, check_initial, check_lr, group_of, largest_number, resolve_lr
 from rmsprop_native.content import (
     ArraySpec,
@@ -76,7 +76,9 @@ class State(PlanOwner):
 
     Notes
     -----
-    The buffers of bfloat16 parameters are float32, in C order. A state can be saved, pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a
+    The buffers of bfloat16 parameters are float32, in C order.
+
+    A state can be saved, pickled and copied; every copy has arrays of its own. One caller at a time uses a state: a
     second thread, or code that runs during a step (a schedule, a finalizer), gets a RuntimeError from `update_`,
     `replace`, `copy`, `state_dict`, `save` and pickle.
     """
@@ -201,8 +203,10 @@ class State(PlanOwner):
         >>> state = rms.init(w, lr=1e-4)
         >>> w = rms.update_(w, w.copy(), state)
         >>> w, state.master(w)
-        (array([1, 1], dtype=bfloat16), array([0.99968374, 0.99968374], dtype=float32))
+        (array([1, 1], dtype=bfloat16), array([0.9996838, 0.9996838], dtype=float32))
         """
+        from rmsprop_native.reference import join_halves  # the specification, which few programs import
+
         with self._claim:
             leaves = list(self._structure.leaves(params, "parameter"))
             arrays = as_arrays(self._structure, leaves)
@@ -548,8 +552,8 @@ def init(
     ----------
     params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
         The parameters: float32 or float64, or complex64 or complex128, which count as pairs of reals, or bfloat16 of
-        ml_dtypes; of any shape, memory order and strides. They are not changed, and not kept alive longer than the state. Tensors of torch on
-        the CPU are taken like arrays; the state shows its buffers for them as tensors.
+        ml_dtypes; of any shape, memory order and strides. They are not changed, and not kept alive longer than the
+        state. Tensors of torch on the CPU are taken like arrays; the state shows its buffers for them as tensors.
     preset : str, optional
         A key of `PRESETS`, for what a framework means by RMSProp; explicit options win over it.
     overrides : mapping of str to mapping, optional
