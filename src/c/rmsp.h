@@ -156,34 +156,34 @@ typedef enum { RMSP_PARAM_F32, RMSP_PARAM_ROUNDED, RMSP_PARAM_SPLIT, RMSP_PARAM_
 
 /* The sets of arrays with a kernel of their own: X(name, param, grad16, avg16), by the storage of the parameter and
  * whether gradient and square_avg are bfloat16. Other sets, and what these kernels lack, go through float32 blocks. */
-#define RMSP_BF16_STORAGES(X)             \
-    X(avg, RMSP_PARAM_F32, 0, 1)          \
-    X(grad, RMSP_PARAM_F32, 1, 0)         \
-    X(grad_avg, RMSP_PARAM_F32, 1, 1)     \
-    X(rounded, RMSP_PARAM_ROUNDED, 1, 0)  \
-    X(all, RMSP_PARAM_ROUNDED, 1, 1)      \
-    X(split, RMSP_PARAM_SPLIT, 1, 0)      \
+#define RMSP_BF16_STORAGES(X)            \
+    X(avg, RMSP_PARAM_F32, 0, 1)         \
+    X(grad, RMSP_PARAM_F32, 1, 0)        \
+    X(grad_avg, RMSP_PARAM_F32, 1, 1)    \
+    X(rounded, RMSP_PARAM_ROUNDED, 1, 0) \
+    X(all, RMSP_PARAM_ROUNDED, 1, 1)     \
+    X(split, RMSP_PARAM_SPLIT, 1, 0)     \
     X(split_avg, RMSP_PARAM_SPLIT, 1, 1)
 
 /* The index of a set. */
-#define RMSP_BF16_STORAGE(param, grad16, avg16) ((int)(param)*4 + (grad16)*2 + (avg16))
+#define RMSP_BF16_STORAGE(param, grad16, avg16) ((int)(param) * 4 + (grad16) * 2 + (avg16))
 #define RMSP_BF16_STORAGE_COUNT (RMSP_PARAM_STORAGES * 4)
 
 /* Their variants: X(storage, param, grad16, avg16, name, momentum, centered, l2, neutral), in the order of
  * rmsp_bf16_variant. A neutral one pays where there is no other state. */
-#define RMSP_BF16_VARIANTS(X, storage, param, grad16, avg16)                                              \
-    X(storage, param, grad16, avg16, plain, RMSP_MOMENTUM_NONE, 0, 0, 0)                                  \
-    X(storage, param, grad16, avg16, plain_l2, RMSP_MOMENTUM_NONE, 0, 1, 0)                               \
-    X(storage, param, grad16, avg16, centered, RMSP_MOMENTUM_NONE, 1, 0, 0)                               \
-    X(storage, param, grad16, avg16, centered_l2, RMSP_MOMENTUM_NONE, 1, 1, 0)                            \
-    X(storage, param, grad16, avg16, momentum, RMSP_MOMENTUM_CLASSIC, 0, 0, 0)                            \
-    X(storage, param, grad16, avg16, momentum_l2, RMSP_MOMENTUM_CLASSIC, 0, 1, 0)                         \
-    X(storage, param, grad16, avg16, momentum_centered, RMSP_MOMENTUM_CLASSIC, 1, 0, 0)                   \
-    X(storage, param, grad16, avg16, momentum_centered_l2, RMSP_MOMENTUM_CLASSIC, 1, 1, 0)                \
-    X(storage, param, grad16, avg16, nesterov, RMSP_MOMENTUM_NESTEROV, 0, 0, 0)                           \
-    X(storage, param, grad16, avg16, nesterov_l2, RMSP_MOMENTUM_NESTEROV, 0, 1, 0)                        \
-    X(storage, param, grad16, avg16, nesterov_centered, RMSP_MOMENTUM_NESTEROV, 1, 0, 0)                  \
-    X(storage, param, grad16, avg16, nesterov_centered_l2, RMSP_MOMENTUM_NESTEROV, 1, 1, 0)               \
+#define RMSP_BF16_VARIANTS(X, storage, param, grad16, avg16)                                \
+    X(storage, param, grad16, avg16, plain, RMSP_MOMENTUM_NONE, 0, 0, 0)                    \
+    X(storage, param, grad16, avg16, plain_l2, RMSP_MOMENTUM_NONE, 0, 1, 0)                 \
+    X(storage, param, grad16, avg16, centered, RMSP_MOMENTUM_NONE, 1, 0, 0)                 \
+    X(storage, param, grad16, avg16, centered_l2, RMSP_MOMENTUM_NONE, 1, 1, 0)              \
+    X(storage, param, grad16, avg16, momentum, RMSP_MOMENTUM_CLASSIC, 0, 0, 0)              \
+    X(storage, param, grad16, avg16, momentum_l2, RMSP_MOMENTUM_CLASSIC, 0, 1, 0)           \
+    X(storage, param, grad16, avg16, momentum_centered, RMSP_MOMENTUM_CLASSIC, 1, 0, 0)     \
+    X(storage, param, grad16, avg16, momentum_centered_l2, RMSP_MOMENTUM_CLASSIC, 1, 1, 0)  \
+    X(storage, param, grad16, avg16, nesterov, RMSP_MOMENTUM_NESTEROV, 0, 0, 0)             \
+    X(storage, param, grad16, avg16, nesterov_l2, RMSP_MOMENTUM_NESTEROV, 0, 1, 0)          \
+    X(storage, param, grad16, avg16, nesterov_centered, RMSP_MOMENTUM_NESTEROV, 1, 0, 0)    \
+    X(storage, param, grad16, avg16, nesterov_centered_l2, RMSP_MOMENTUM_NESTEROV, 1, 1, 0) \
     X(storage, param, grad16, avg16, plain_neutral, RMSP_MOMENTUM_NONE, 0, 0, 1)
 #define RMSP_BF16_VARIANT_COUNT (RMSP_STRUCTURE_COUNT + 1)
 static inline int rmsp_bf16_variant(int variant)
@@ -320,8 +320,8 @@ enum {
     X(ROW_ORDER, row_order)       /* rows are not in increasing order */                      \
     X(ROWS_STRIDED, rows_strided) /* values of rows are not C-contiguous */                   \
     X(ROWS_ACCUMULATED, rows_accumulated)                                                     \
-    X(NOT_C_ORDER, not_c_order) /* state that counts elements in C order */                       \
-    X(NEEDS_AXES, needs_axes) /* no refusal: arrays are not all dense, and rmsp_use_axes must be called */
+    X(NOT_C_ORDER, not_c_order) /* state that counts elements in C order */                   \
+    X(NEEDS_AXES, needs_axes)   /* no refusal: arrays are not all dense, and rmsp_use_axes must be called */
 #define RMSP_REASON_ENUM(NAME, name) RMSP_##NAME,
 typedef enum { RMSP_REASONS(RMSP_REASON_ENUM) RMSP_REASON_COUNT } rmsp_reason;
 #undef RMSP_REASON_ENUM
@@ -387,8 +387,8 @@ typedef struct rmsp_extra {
     double clip;            /* factor on the gradient, 1 but for clipping by norm */
     const double *lrs; /* NULL, or the learning rates: one for lr_run elements that follow each other in square_avg */
     size_t lr_run;
-    void *low_half;     /* of a bfloat16 parameter, or NULL: it is rounded then */
-    int avg16;          /* whether square_avg is bfloat16 */
+    void *low_half;      /* of a bfloat16 parameter, or NULL: it is rounded then */
+    int avg16;           /* whether square_avg is bfloat16 */
     int param16, grad16; /* set by binding: whether these are */
 } rmsp_extra;
 
@@ -413,8 +413,8 @@ static inline size_t rmsp_size_of(const rmsp_leaf *leaf, int k)
 }
 
 /* What binding keeps for a leaf. The caller fills in the first part; the state arrays have the strides that are given
- * here, dense in some order of the axes: in C order where anything of the leaf is bfloat16. They are those of an array of
- * the arithmetic type; those of arrays of 16 bits are half of them. */
+ * here, dense in some order of the axes: in C order where anything of the leaf is bfloat16. They are those of an array
+ * of the arithmetic type; those of arrays of 16 bits are half of them. */
 typedef struct rmsp_slot {
     const ptrdiff_t *shape, *strides;
     ptrdiff_t *param_strides; /* room for those of the parameter, which binding keeps there */
@@ -625,8 +625,8 @@ void rmsp_copy_strided(size_t n, size_t size, char *to, ptrdiff_t to_stride, con
 typedef void rmsp_block_fn(size_t n, void *const array[RMSP_ARRAY_COUNT], void *context);
 
 /* Elements [start, start + count) in the order of `layout`, RMSP_BLOCK at a time: gather what `in` has, work, scatter
- * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. size[k] is that of
- * an element of array k. No axis has length 0. */
+ * what `out` has. in and out may be the same arrays: a block is read whole before any of it is written. size[k] is that
+ * of an element of array k. No axis has length 0. */
 void rmsp_strided_run(const size_t size[RMSP_ARRAY_COUNT], const rmsp_layout *layout, size_t start, size_t count,
                       const void *const in[RMSP_ARRAY_COUNT], void *const out[RMSP_ARRAY_COUNT], rmsp_block_fn *work,
                       void *context);

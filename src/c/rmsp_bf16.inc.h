@@ -72,14 +72,12 @@ static RMSP_ALWAYS_INLINE void FUNCTION(split_piece)(const int by_words, const f
 
 /* `param`, `grad16` and `avg16` say how they are stored, and are constants in every instance, as the others are. n is a
  * multiple of PIECE; the random bits are those of pair `word` of the stream and the pairs behind it. */
-static RMSP_ALWAYS_INLINE void FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16,
-                                                   const int avg16, const rmsp_momentum momentum, const int centered,
-                                                   const int l2, const int neutral, const size_t n,
-                                                   void *restrict param, uint16_t *restrict low,
-                                                   const void *restrict grad, void *restrict square_avg,
-                                                   float *restrict momentum_buffer, float *restrict grad_avg,
-                                                   const rmsp_coef_f32 *const coef, const uint32_t stream,
-                                                   const uint32_t word)
+static RMSP_ALWAYS_INLINE void
+FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, const int avg16,
+                    const rmsp_momentum momentum, const int centered, const int l2, const int neutral, const size_t n,
+                    void *restrict param, uint16_t *restrict low, const void *restrict grad, void *restrict square_avg,
+                    float *restrict momentum_buffer, float *restrict grad_avg, const rmsp_coef_f32 *const coef,
+                    const uint32_t stream, const uint32_t word)
 {
     const rmsp_coef_f32 c = *coef;
     const int by_words =
@@ -119,10 +117,10 @@ static RMSP_ALWAYS_INLINE void FUNCTION(step_bf16)(const rmsp_param_storage para
 }
 
 #define RMSP_DEFINE(storage, param_storage, grad16, avg16, variant, momentum, centered, l2, neutral)                  \
-    static void RMSP_GLUE(rmsp_, RMSP_ISA, _##storage##_##variant)(size_t n, void *restrict param, uint16_t *restrict low,                 \
-                                              const void *restrict grad, void *restrict square_avg,                   \
-                                              float *restrict momentum_buffer, float *restrict grad_avg,              \
-                                              const rmsp_coef_f32 *coef, uint32_t stream, uint32_t word)              \
+    static void RMSP_GLUE(rmsp_, RMSP_ISA, _##storage##_##variant)(                                                   \
+        size_t n, void *restrict param, uint16_t *restrict low, const void *restrict grad, void *restrict square_avg, \
+        float *restrict momentum_buffer, float *restrict grad_avg, const rmsp_coef_f32 *coef, uint32_t stream,        \
+        uint32_t word)                                                                                                \
     {                                                                                                                 \
         FUNCTION(step_bf16)                                                                                           \
         (param_storage, grad16, avg16, momentum, centered, l2, neutral, n, param, low, grad, square_avg,              \

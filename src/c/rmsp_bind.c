@@ -381,8 +381,8 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     extra->param16 = slot->type == RMSP_BF16;
     extra->grad16 = has_grad && grad->type == RMSP_BF16;
     const int has16 = extra->param16 || extra->grad16 || extra->avg16;
-    leaf->extra = rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL || has16 ? extra
-                                                                                                              : NULL;
+    leaf->extra =
+        rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL || has16 ? extra : NULL;
     extra->clip = 1;
     slot->grad_type = has_grad ? grad->type : slot->type;
     slot->grad_bytes = slot->n * real_size(slot->grad_type);

@@ -18,8 +18,8 @@
 
 /* Types that are stored and computed with in float32: bfloat16, which NumPy has no character for; and the lower halves
  * of float32 numbers whose upper halves are bfloat16 parameters. */
-#define RMSP_STORED(X)                        \
-    X(bf16, BF16, uint16_t, coef_f32, '\0')   \
+#define RMSP_STORED(X)                      \
+    X(bf16, BF16, uint16_t, coef_f32, '\0') \
     X(low16, LOW16, uint16_t, coef_f32, 'H')
 
 #define RMSP_DTYPE_ENUM(name, NAME, type, coef, code) RMSP_##NAME,

@@ -394,23 +394,23 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
             run_blocks(op, leaf, layout, array, start, count, step, of_step);
             return;
         }
-        const rmsp_param_storage param = !extra->param16   ? RMSP_PARAM_F32
+        const rmsp_param_storage param = !extra->param16    ? RMSP_PARAM_F32
                                          : is_rounded(leaf) ? RMSP_PARAM_ROUNDED
                                                             : RMSP_PARAM_SPLIT;
         const int storage = RMSP_BF16_STORAGE(param, has_grad16(leaf), extra->avg16);
         const int has_kernel = !has_rates && extra->ema == NULL;
-        bf16_context narrow = {
-            step,
-            of_step,
-            has_rates ? &with_rates.block : &context,
-            has_rates ? &with_rates.rates : NULL,
-            run->isa,
-            leaf,
-            has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
-            rmsp_stream(run->plan->rules.seed, (uint64_t)run->plan->counts->steps, (uint64_t)(leaf - run->plan->leaves)),
-            first,
-            layout,
-            start};
+        bf16_context narrow = {step,
+                               of_step,
+                               has_rates ? &with_rates.block : &context,
+                               has_rates ? &with_rates.rates : NULL,
+                               run->isa,
+                               leaf,
+                               has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
+                               rmsp_stream(run->plan->rules.seed, (uint64_t)run->plan->counts->steps,
+                                           (uint64_t)(leaf - run->plan->leaves)),
+                               first,
+                               layout,
+                               start};
         run_blocks(op, leaf, layout, array, start, count, step_bf16_block, &narrow);
     }
 }

@@ -1,15 +1,13 @@
 /* rmsp_storage.h: how numbers are read from bfloat16 and written to it: rounded stochastically, or in two exact halves.
  *
- * a) A bfloat16 is the upper half of a float32. To round, 16 random bits are added to the lower half, whose carry rounds
- *    up as often as the number is near to the upper neighbour; what the type can hold stays as it is. The bits come from
- *    a hash of (seed, step, leaf, element), so that they are the same on any instruction set, number of threads and
- *    layout. square_avg takes them as they are, a parameter with the two bytes swapped: what decides most roundings, the
- *    upper byte, is another one.
- * b) Of a parameter in two halves the upper one is the model's bfloat16, rounded to the nearest; the lower one is a part
- *    of the state, and counts as a signed number. People write to the upper half between steps: a lower half that would
- *    change the sign, or that meets an infinity or NaN, counts as 0.
- * c) A NaN is not rounded, which could make it an infinity or a zero. What arithmetic gives has its quiet bit set, in the
- *    upper half.
+ * a) A bfloat16 is the upper half of a float32. To round, 16 random bits are added to the lower half, whose carry
+ * rounds up as often as the number is near to the upper neighbour; what the type can hold stays as it is. The bits come
+ * from a hash of (seed, step, leaf, element), so that they are the same on any instruction set, number of threads and
+ *    layout. square_avg takes them as they are, a parameter with the two bytes swapped: what decides most roundings,
+ * the upper byte, is another one. b) Of a parameter in two halves the upper one is the model's bfloat16, rounded to the
+ * nearest; the lower one is a part of the state, and counts as a signed number. People write to the upper half between
+ * steps: a lower half that would change the sign, or that meets an infinity or NaN, counts as 0. c) A NaN is not
+ * rounded, which could make it an infinity or a zero. What arithmetic gives has its quiet bit set, in the upper half.
  *
  * reference.py has the same functions. Integers only, of no byte order but for pairs of elements read as one word.
  */

@@ -261,8 +261,8 @@ static inline sample *new_sample(size_t leaf_count, size_t group_count)
     return s;
 }
 
-/* Leaf i: a parameter, and the strides of its state arrays, dense in Fortran order if `fortran` and nothing is bfloat16;
- * extras[i].avg16 has been set. */
+/* Leaf i: a parameter, and the strides of its state arrays, dense in Fortran order if `fortran` and nothing is
+ * bfloat16; extras[i].avg16 has been set. */
 static inline void set_leaf(sample *s, size_t i, array *param, uint32_t group, int fortran)
 {
     const rmsp_array *const a = &param->a;
@@ -388,7 +388,7 @@ static inline void free_sample(sample *s)
     void *const parts[] = {s->plan.leaves,   s->plan.slots,  s->plan.extras, s->plan.groups, s->plan.memory,
                            s->plan.ranges,   s->counts.seen, s->params,      s->grads,       s->param_list,
                            s->grad_list,     s->strides,     s->state,       s->sums,        s->axes,
-                           s->param_strides, s->rates,      s->strides16};
+                           s->param_strides, s->rates,       s->strides16};
     for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) free(parts[k]);
     free(s);
 }
