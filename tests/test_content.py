@@ -119,8 +119,11 @@ def test_keys_that_are_not_plain_are_refused(key):
 
 
 def test_what_is_nested_too_deep_is_refused():
-    with pytest.raises(ValueError, match="containers that are nested deeper than 256 cannot be saved, as at '0.0"):
-        rms.init(nested(257)).state_dict()
+    saved = rms.init(nested(256)).state_dict()
+    assert len(saved["structure"]) == 257
+    saved["structure"].insert(0, saved["structure"][0])
+    with pytest.raises(ValueError, match="the structure is nested deeper than 256"):
+        rms.from_state_dict(saved)
 
 
 def test_fields_that_are_no_identifiers_are_refused():

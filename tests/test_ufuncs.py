@@ -272,6 +272,11 @@ def test_outputs_that_overlap_are_refused(slices, match):
     with pytest.raises(ValueError, match="output 0 and output 1 are the same array"):
         rms.rmsprop(np.ones(16), np.ones(16), np.ones(16), lr=0.1, rho=0.9, eps=0.0, out=(memory, memory))
     assert (memory == 1).all()
+    same_element, windows = (np.lib.stride_tricks.as_strided(memory, (8, 2), (8, step)) for step in (0, 8))
+    for shared in (same_element, windows):
+        with pytest.raises(ValueError, match=r"output 1 has strides \(8, .\): some of its elements share memory"):
+            rms.rmsprop(*np.ones((3, 8, 2)), lr=0.1, rho=0.9, eps=0.0, out=(np.ones((8, 2)), shared))
+    assert (memory == 1).all()
     interleaved = memory[::2], memory[1::2]
     rms.rmsprop(np.ones(8), np.ones(8), np.ones(8), lr=0.1, rho=0.9, eps=0.0, out=interleaved)
 

@@ -512,6 +512,9 @@ static inline int rmsp_ranges_overlap(uintptr_t low, uintptr_t high, uintptr_t o
 /* Whether two arrays share memory; also 1 where the search takes too long. */
 int rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other);
 
+/* Whether elements of one array, of so many bytes each, may share memory. */
+int rmsp_overlaps_itself(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size);
+
 /* The work of a plan as it is bound. */
 rmsp_work rmsp_plan_work(const rmsp_plan *plan);
 

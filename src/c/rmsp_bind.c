@@ -161,22 +161,28 @@ void rmsp_dense_strides(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strid
     }
 }
 
-/* Whether elements of one array may share memory: where not, each stride reaches over all that the smaller ones span.
- */
-static int overlaps_itself(const rmsp_array *array)
+/* Where none do, each stride reaches over all that the smaller ones span. */
+int rmsp_overlaps_itself(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size)
 {
     int order[RMSP_MAX_NDIM];
-    uintptr_t span = item_size(array);
-    if (is_empty(array)) return 0;
-    slowest_first(array->ndim, array->strides, order);
-    for (int k = array->ndim - 1; k >= 0; k--) {
-        const uintptr_t length = (uintptr_t)array->shape[order[k]];
-        const uintptr_t stride = magnitude(array->strides[order[k]]);
+    uintptr_t span = size;
+    for (int axis = 0; axis < ndim; axis++) {
+        if (shape[axis] == 0) return 0;
+    }
+    slowest_first(ndim, strides, order);
+    for (int k = ndim - 1; k >= 0; k--) {
+        const uintptr_t length = (uintptr_t)shape[order[k]];
+        const uintptr_t stride = magnitude(strides[order[k]]);
         if (length == 1) continue;
         if (stride < span) return 1;
         span += stride * (length - 1);
     }
     return 0;
+}
+
+static int overlaps_itself(const rmsp_array *array)
+{
+    return rmsp_overlaps_itself(array->ndim, array->shape, array->strides, item_size(array));
 }
 
 /* ---- how arrays lie ---- */

@@ -15,6 +15,7 @@ cdef size_t axis_count(const c.rmsp_plan *plan) noexcept nogil
 cdef void use_axes(c.rmsp_plan *plan, c.rmsp_axis *axes) noexcept nogil
 cdef bint find_gap(c.rmsp_plan *plan, uintptr_t low, uintptr_t high) noexcept nogil
 cdef bint arrays_overlap(const c.rmsp_array *one, const c.rmsp_array *other) noexcept nogil
+cdef bint overlaps_itself(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size) noexcept nogil
 cdef c.rmsp_work plan_work(const c.rmsp_plan *plan) noexcept nogil
 cdef c.rmsp_outcome step(c.rmsp_plan *plan, c.rmsp_found *found) noexcept nogil
 cdef bint is_large(size_t nbytes) noexcept nogil

@@ -61,6 +61,10 @@ cdef bint arrays_overlap(const c.rmsp_array *one, const c.rmsp_array *other) noe
     return c.rmsp_arrays_overlap(one, other)
 
 
+cdef bint overlaps_itself(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size) noexcept nogil:
+    return c.rmsp_overlaps_itself(ndim, shape, strides, size)
+
+
 cdef c.rmsp_work plan_work(const c.rmsp_plan *plan) noexcept nogil:
     return c.rmsp_plan_work(plan)
 

@@ -232,10 +232,16 @@ cdef int report(object ufunc, int raised, object dtype) except -1:
 
 
 def overlapping(tuple out):
-    """The indices of two outputs that overlap each other, which NumPy does not notice; None if there are none."""
+    """The indices of two outputs that overlap each other, or twice that of one whose elements share memory, which NumPy
+    does not notice; None if there are none."""
     cdef Py_ssize_t i, j
     cdef c.rmsp_array one, other
-    for i in range(1, len(out)):
+    for i in range(len(out)):
+        if cnp.PyArray_Check(out[i]) and _core.overlaps_itself(
+            cnp.PyArray_NDIM(<cnp.ndarray>out[i]), <const ptrdiff_t *>cnp.PyArray_DIMS(<cnp.ndarray>out[i]),
+            <const ptrdiff_t *>cnp.PyArray_STRIDES(<cnp.ndarray>out[i]), cnp.PyArray_ITEMSIZE(<cnp.ndarray>out[i])
+        ):
+            return i, i
         for j in range(i):
             if describe(out[i], &one) and describe(out[j], &other):
                 if _core.arrays_overlap(&one, &other):

@@ -14,7 +14,7 @@ import numpy as np
 from rmsprop_native.arrays import arithmetic, bfloat16
 from rmsprop_native.options import Options
 from rmsprop_native.overrides import check_paths
-from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE, Record, Tree, is_namedtuple
+from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, MAX_DEPTH, SEQUENCE, Record, Tree, is_namedtuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,6 @@ _KEYS = (
     "format", "version", "options", "overrides", "structure", "leaves", "step", "skipped", "accumulated", "seen",
 )  # fmt: skip
 _DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "complex64", "complex128")}
-_MAX_DEPTH = 256  # of containers; a reader that calls itself for each of them stays far from its limit
 _MAX_KEY_DEPTH = 16  # of tuples
 _MAX_NDIM = 64  # NumPy's own
 _OPTIONS = tuple(field.name for field in fields(Options))
@@ -174,7 +173,7 @@ def describe(
             [pattern, {name: value_of(value) for name, value in changes.items()}]
             for pattern, changes in overrides.items()
         ],
-        "structure": list(_nodes(structure, plain, "", 0)),
+        "structure": list(_nodes(structure, plain, "")),
         "leaves": [
             {"path": path, "dtype": dtype.name, "shape": list(shape), "axes": list(axes), "tensor": tensor}
             for path, dtype, shape, axes, tensor in leaves
@@ -189,10 +188,8 @@ def _name_of(function: Any) -> str:
     return function.__qualname__ if isinstance(function, types.FunctionType) else type(function).__qualname__
 
 
-def _nodes(tree: Tree, plain: bool, path: str, depth: int) -> Iterator[list[Any]]:
+def _nodes(tree: Tree, plain: bool, path: str) -> Iterator[list[Any]]:
     """The nodes of a structure, each before its children."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"containers that are nested deeper than {_MAX_DEPTH} cannot be saved, as at {path!r}")
     container: Any = tree.container
     if tree.kind == LEAF:
         yield ["leaf"]
@@ -207,7 +204,7 @@ def _nodes(tree: Tree, plain: bool, path: str, depth: int) -> Iterator[list[Any]
     else:
         yield ["list" if issubclass(container, list) else "tuple", len(tree.keys)]
     for key, child in zip(tree.keys, tree.children, strict=True):
-        yield from _nodes(child, plain, f"{path}.{key}" if path else str(key), depth + 1)
+        yield from _nodes(child, plain, f"{path}.{key}" if path else str(key))
 
 
 def _saved_names(container: Any, names: Sequence[Any], path: str) -> tuple[str, list[str]]:
@@ -454,8 +451,8 @@ _LEAF_TREE = Tree(LEAF)
 
 def _checked_tree(nodes: Iterator[Any], classes: dict[tuple[Any, ...], type], depth: int) -> Tree:
     """The tree whose nodes come next."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"the structure is nested deeper than {_MAX_DEPTH}")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"the structure is nested deeper than {MAX_DEPTH}")
     node = next(nodes, None)
     if node is None:
         raise ValueError("the structure ends within a container")

@@ -56,6 +56,7 @@ def update(
     with state._claim:  # no step may come between the two copies
         new_params = state._plan.copy_params(params)
         if new_params is NotImplemented:
+            list(state._structure.leaves(params, "parameter"))  # raises as update_ does, before anything is copied
             leaves, structure = flatten(params)
             new_params = structure.unflatten(map(_copied, leaves))
         new_state = state._copy()

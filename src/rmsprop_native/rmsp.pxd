@@ -219,6 +219,7 @@ cdef extern from "rmsp.h" nogil:
     void rmsp_use_axes(rmsp_plan *plan, rmsp_axis *axes) noexcept
     bint rmsp_find_gap(rmsp_plan *plan, uintptr_t low, uintptr_t high) noexcept
     bint rmsp_arrays_overlap(const rmsp_array *one, const rmsp_array *other) noexcept
+    bint rmsp_overlaps_itself(int ndim, const ptrdiff_t *shape, const ptrdiff_t *strides, size_t size) noexcept
     rmsp_work rmsp_plan_work(const rmsp_plan *plan) noexcept
 
     ctypedef enum rmsp_outcome:

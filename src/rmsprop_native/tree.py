@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ReadOnlyDict", "Record", "Tree", "flatten", "is_namedtuple", "join"]
+__all__ = ["MAX_DEPTH", "ReadOnlyDict", "Record", "Tree", "flatten", "is_namedtuple", "join"]
 
 LEAF, EMPTY, DICT, SEQUENCE, FIELDS = range(5)
+MAX_DEPTH = 256  # of containers; a function that calls itself for each of them stays far from its limit
 
 
 class ReadOnlyDict(dict[Any, Any]):
@@ -213,6 +214,11 @@ def flatten(tree: Any) -> tuple[list[Any], Tree]:
         In the order of the containers.
     structure : Tree
 
+    Raises
+    ------
+    ValueError
+        If containers are nested deeper than MAX_DEPTH, as those are that contain themselves.
+
     Examples
     --------
     >>> leaves, structure = flatten({"layer1": {"w": 1.0, "b": 2.0}, "scale": [3.0]})
@@ -222,13 +228,15 @@ def flatten(tree: Any) -> tuple[list[Any], Tree]:
     ['layer1.w', 'layer1.b', 'scale.0']
     """
     leaves: list[Any] = []
-    return leaves, _structure(tree, leaves)
+    return leaves, _structure(tree, leaves, 0)
 
 
 _LEAF = Tree(LEAF)
 
 
-def _structure(tree: Any, leaves: list[Any]) -> Tree:
+def _structure(tree: Any, leaves: list[Any], depth: int) -> Tree:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"the tree has containers that are nested deeper than {MAX_DEPTH}, or that contain themselves")
     if tree is None:
         return Tree(EMPTY)
     if isinstance(tree, dict):
@@ -245,7 +253,7 @@ def _structure(tree: Any, leaves: list[Any]) -> Tree:
     else:
         leaves.append(tree)
         return _LEAF
-    return Tree(kind, type(tree), keys, tuple([_structure(value, leaves) for value in values]))
+    return Tree(kind, type(tree), keys, tuple([_structure(value, leaves, depth + 1) for value in values]))
 
 
 def is_namedtuple(container: Any) -> bool:

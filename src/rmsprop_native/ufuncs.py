@@ -42,6 +42,8 @@ def _call(ufunc: np.ufunc, operands: tuple[Any, ...], out: Any, where: Any, kwar
         found = _ufuncs.overlapping(out)
         if found is not None:
             first, second = found
+            if first == second:
+                raise ValueError(f"output {first} has strides {out[first].strides}: some of its elements share memory")
             how = "are the same array" if out[first] is out[second] else "overlap in memory"
             raise ValueError(f"output {first} and output {second} {how}")
         kwargs["out"] = out
@@ -88,7 +90,8 @@ def rmsprop(
     Raises
     ------
     ValueError
-        If two outputs overlap, which NumPy does not notice, or the shapes do not broadcast.
+        If two outputs overlap or elements of one share memory, which NumPy does not notice, or the shapes do not
+        broadcast.
     TypeError
         If an array cannot be taken as float32 or float64, or a result cannot be cast to its output.
 
