@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick analyze cross memcheck hardening bench bench-quick docs lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick analyze cross memcheck hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -123,6 +123,9 @@ bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## 
 
 docs: $(VENV)/docs.group $(VENV)/installed ## build the pages into build/docs; a warning is an error
 	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+
+vectors: $(VENV)/test.group $(VENV)/installed ## make the test vectors of vectors/ anew, by the reference
+	$(BIN)/python tests/make_vectors.py
 
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)

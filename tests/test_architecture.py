@@ -87,7 +87,7 @@ def test_every_source_file_has_its_test_file():
     expected = {TESTED_ELSEWHERE.get(name, (name.removeprefix("_"),))[0] for name in sources}
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     tested = {name for name in tested if not name.startswith("adversarial_")}  # attacks on all files at once
-    assert expected | {"architecture", "examples"} == tested
+    assert expected | {"architecture", "examples", "vectors"} == tested
     assert set(TESTED_ELSEWHERE) <= sources
 
 

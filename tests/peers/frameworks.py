@@ -340,14 +340,14 @@ def paddle(params, rho=0.95, epsilon=1e-6, momentum=0.0, centered=False, weight_
     return Published(params, rule, **start)
 
 
-def graves(params):
-    """Graves 2013, equations 38 to 45, with the constants given there."""
+def graves(params, lr=1e-4):
+    """Graves 2013, equations 38 to 45, with the constants given there by default."""
 
     def rule(p, g, state):
         n, mean, delta = state["square_avg"], state["grad_avg"], state["momentum_buffer"]
         n[...] = 0.95 * n + (1 - 0.95) * g * g
         mean[...] = 0.95 * mean + (1 - 0.95) * g
-        delta[...] = 0.9 * delta + 1e-4 * g / np.sqrt(n - mean * mean + 1e-4)
+        delta[...] = 0.9 * delta + lr * g / np.sqrt(n - mean * mean + 1e-4)
         p -= delta
 
     return Published(params, rule, square_avg=0.0, grad_avg=0.0, momentum_buffer=0.0)
