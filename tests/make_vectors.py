@@ -105,7 +105,9 @@ def cases(dtype: str, shared: dict[str, Any]) -> list[dict[str, Any]]:
     named = {name: options | LR for name, options in _check.CASES.items()}
     named |= {name: LR | options for name, options in OPTIONS.items()}
     made = [case(name, dtype, options | shared, usual) for name, options in named.items()]
-    made.append(case("grad_scale and lr of a call", dtype, {"momentum": 0.9} | shared, usual, grad_scale=0.125, lr=0.5))
+    made.append(
+        case("grad_scale and lr of a call", dtype, LR | {"momentum": 0.9} | shared, usual, grad_scale=0.125, lr=0.5)
+    )
     without = [grads if call % 2 else [grads[0], None] for call, grads in enumerate(usual)]
     made.append(case("no gradient of a leaf", dtype, LR | {"bias_correction": True} | shared, without))
     limits: list[Any] = [np.array(grad, dtype=usual[0][0].dtype) for grad in LIMITS]
