@@ -259,6 +259,20 @@ def test_no_copy_is_torn_by_a_step_in_another_thread(how):
             assert (array == value).all()
 
 
+def test_a_state_that_becomes_another_one_keeps_its_claim():
+    """Whoever found the claim before load_state_dict and takes it afterwards has the state that it has become."""
+    params = np.ones(3)
+    state = rms.init(params, lr=0.1)
+    claim = state._claim
+    state.load_state_dict(saved_of(params))
+    before = everything(params, state)
+    with claim, pytest.raises(RuntimeError, match="this state is inside a step already"):
+        rms.update_(params, np.ones(3), state)
+    assert everything(params, state) == before
+    rms.update_(params, np.ones(3), state)
+    assert (claim.steps, state.step) == (1, 1)
+
+
 def test_every_use_during_a_large_step_is_refused_and_the_step_goes_on():
     """One thread is held inside a step by rows that wait, so that the others surely meet it there."""
     inside, go_on = threading.Event(), threading.Event()

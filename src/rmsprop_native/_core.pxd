@@ -29,6 +29,7 @@ cdef class Claim:
     cdef c.rmsp_counts counts
     cdef Py_ssize_t leaf_count
     cdef int taken
+    cdef int take_counts(self, Claim other) except -1
 
 
 cdef int refuse_claim() except -1

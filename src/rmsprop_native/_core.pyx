@@ -160,6 +160,11 @@ cdef class Claim:
         new.counts.seen = seen
         return new
 
+    cdef int take_counts(self, Claim other) except -1:
+        """`set_counts` of those of another claim."""
+        self.set_counts(other.counts.steps, other.counts.skipped, other.counts.accumulated, other.seen)
+        return 0
+
     def set_counts(self, long long steps, long long skipped, long long accumulated, bytes seen):
         """Set the counts; the caller has the claim, or no other caller has the state yet."""
         if len(seen) != self.leaf_count:

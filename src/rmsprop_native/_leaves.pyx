@@ -1,11 +1,13 @@
 # cython: language_level=3
 """The walk over nested dicts, lists and tuples that runs no Python code, and collects borrowed references.
 
-All other containers are left to Tree.leaves, which runs Python code; the plan holds references to what it gives.
+All other containers are left to Tree.leaves, which runs Python code; the plan holds references to what it gives. Where
+Python has no GIL, another thread may change a container at any time: the walk takes references then.
 """
 
 cimport cython
 from cpython.object cimport Py_EQ, PyObject
+from cpython.ref cimport Py_INCREF
 
 from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
 
@@ -94,6 +96,49 @@ cdef inline PyObject **take_child(Node node, Py_ssize_t i, PyObject *value, PyOb
         into[0] = value
         return into + 1
     return borrow(<Node>node.child[i], value, into)
+
+
+cdef object MISSING = object()
+
+
+cdef bint take(Node node, object tree, PyObject **leaves, size_t *taken) except -1:
+    """Collect the leaves of `tree` as `borrow` does, behind the `taken` ones, with references: each is one that the
+    container held at some moment. False where that would take other code, or the structure is another one."""
+    cdef Py_ssize_t i
+    cdef object value
+    cdef bint is_plain
+    if node.kind == KIND_DICT:
+        if type(tree) is not dict or len(<dict>tree) != node.count:
+            return False
+        with cython.critical_section(tree):
+            is_plain = has_plain_keys(<PyObject *>tree)
+        if not is_plain:
+            return False
+    elif node.kind == KIND_SEQUENCE:
+        if type(tree) is not list and not rmsp_is_plain_tuple(<PyObject *>tree) or len(tree) != node.count:
+            return False
+    else:
+        return node.kind == KIND_EMPTY and tree is None
+    for i in range(node.count):
+        if node.kind == KIND_DICT:
+            if not is_plain_key(node.key[i]):
+                return False
+            value = (<dict>tree).get(node.keys[i], MISSING)
+        else:
+            try:
+                value = tree[i]
+            except IndexError:  # the list is shorter now
+                return False
+        if value is MISSING:
+            return False
+        if node.child[i] != <PyObject *>None:
+            if not take(<Node>node.child[i], value, leaves, taken):
+                return False
+            continue
+        Py_INCREF(value)
+        leaves[taken[0]] = <PyObject *>value
+        taken[0] += 1
+    return True
 
 
 cdef PyObject **borrow_by_name(Node node, PyObject *tree, PyObject **into) noexcept:

@@ -4,14 +4,16 @@
 a) A step takes the claim on its state as its first act and releases it as its last: whatever runs meanwhile, the
    finalizer of an object or a container's own code, finds the state taken.
 b) Leaves are borrowed only while no Python code can run: the usual containers are walked in C, and a small step keeps
-   the GIL to its last write. Where Python code runs, or the GIL is released, the plan holds references. No memory is
-   allocated to take them, since that could run finalizers.
+   the GIL to its last write. Where Python code runs, the GIL is released, or there is none, the plan holds references.
+   No memory is allocated to take them, since that could run finalizers.
 c) From the first descriptor to the last write no Python code runs. A descriptor is made by the source of its object
    (_sources.pxi). What must be asked of tensors by calls of torch is asked before.
 d) Which arrays may be stepped is decided by rmsp_bind alone; arrays.py puts its reasons into words. The short way,
    rmsp_bind_again, is a part of it that is inlined here.
 e) A plan names no state: it is given coefficients, and says when it needs others.
 """
+
+import threading
 
 import numpy as np
 
@@ -30,7 +32,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
-from rmsprop_native._leaves cimport Node, borrow
+from rmsprop_native._leaves cimport RMSP_FREE_THREADED, Node, borrow, take
 
 from rmsprop_native.arrays import RowGrad, bfloat16, merge_rows, no_state, refusal, title
 from rmsprop_native.buffers import PAGE, place
@@ -655,6 +657,18 @@ cdef class Plan:
             spans += self.plan.slots[i].n // c.RMSP_SPAN + 1
         return 0
 
+    def use_claim(self, _core.Claim claim):
+        """Count in another claim, of as many leaves, from now on; the caller has it, and the plan is in no other use.
+
+        Parameters
+        ----------
+        claim : Claim
+            It gets the counts of the one before.
+        """
+        claim.take_counts(self.claim)
+        self.claim = claim
+        self.plan.counts = &claim.counts
+
     def forget_numbers(self):
         """Ask for coefficients before the next step; the caller has the claim."""
         self.ready = self.current = False
@@ -711,17 +725,15 @@ cdef class Plan:
         RuntimeError
             If the claim is taken.
         """
-        return self.try_step(params, grads, lr, grad_scale)
+        with self.claim:
+            return self.try_step(params, grads, lr, grad_scale)
 
     cdef inline bint try_step(self, object params, object grads, object lr, object grad_scale) except -1:
-        _core.take(self.claim)
-        try:
-            if not self._has_numbers(lr, grad_scale):
-                if not self.ready or not self._try_call_numbers(lr, grad_scale):
-                    return False
-            self._step(params, grads)
-        finally:
-            _core.release(self.claim)
+        """`step` for a caller that has the claim."""
+        if not self._has_numbers(lr, grad_scale):
+            if not self.ready or not self._try_call_numbers(lr, grad_scale):
+                return False
+        self._step(params, grads)
         return True
 
     def step_claimed(self, object params, object grads):
@@ -766,10 +778,16 @@ cdef class Plan:
 
     # ---- leaves ----
 
-    cdef bint _borrow(self, PyObject *params, PyObject *grads, PyObject ***param, PyObject ***grad) noexcept:
+    cdef bint _borrow(self, PyObject *params, PyObject *grads, PyObject ***param, PyObject ***grad) except -1:
         """Find the leaves without running Python code, borrowed; False where that cannot be."""
         cdef size_t n = self.plan.leaf_count
-        if self.root.flat and PyList_CheckExact(<object>params) and PyList_CheckExact(<object>grads):
+        if RMSP_FREE_THREADED:
+            if not take(self.root, <object>params, self.leaves, &self.held) or not take(
+                self.root, <object>grads, self.leaves, &self.held
+            ):
+                self._release_leaves()
+                return False
+        elif self.root.flat and PyList_CheckExact(<object>params) and PyList_CheckExact(<object>grads):
             if <size_t>PyList_GET_SIZE(<object>params) != n or <size_t>PyList_GET_SIZE(<object>grads) != n:
                 return False
             param[0] = PySequence_Fast_ITEMS(<object>params)
@@ -777,7 +795,7 @@ cdef class Plan:
             return True
         param[0] = self.leaves
         grad[0] = self.leaves + n
-        return (
+        return RMSP_FREE_THREADED or (
             borrow(self.root, params, self.leaves) != NULL and borrow(self.root, grads, self.leaves + n) != NULL
         )
 
@@ -785,7 +803,7 @@ cdef class Plan:
         """Find the leaves by whatever code the containers have, with references."""
         cdef size_t n = self.plan.leaf_count
         cdef c.rmsp_array one, other
-        if borrow(self.root, <PyObject *>params, self.leaves) != NULL:
+        if not RMSP_FREE_THREADED and borrow(self.root, <PyObject *>params, self.leaves) != NULL:
             self._take_references(n)
         else:
             # A container with code of its own may give new copies at each access; a step on them would be lost.
@@ -1021,12 +1039,27 @@ include "_tensors.pxi"
 @cython.auto_pickle(False)
 cdef class PlanOwner:
     """What a plan belongs to. Here it is found without a lookup by name, which takes a third of the step of one small
-    array where the caches hold other things (bench/NOTES.md)."""
-    cdef public object _plan
+    array where the caches hold other things (bench/NOTES.md).
+
+    The claim stays the same one for good, so that whoever finds it finds the plan that it is of: only a caller that has
+    the claim may give another plan.
+    """
+    cdef public _core.Claim _claim
+    cdef object plan
+
+    @property
+    def _plan(self):
+        with cython.critical_section(self):
+            return self.plan
+
+    @_plan.setter
+    def _plan(self, plan):
+        with cython.critical_section(self):
+            self.plan = plan
 
 
 cdef inline bint is_state(object owner) noexcept:
-    return isinstance(owner, PlanOwner) and type((<PlanOwner>owner)._plan) is Plan
+    return isinstance(owner, PlanOwner) and (<PlanOwner>owner)._claim is not None
 
 
 def check_state(object owner, object params, object grads):
@@ -1042,6 +1075,14 @@ def check_state(object owner, object params, object grads):
 
 
 cdef bint step(object owner, object params, object grads, object lr, object grad_scale) except -1:
+    cdef _core.Claim claim
     if not is_state(owner):
         check_state(owner, params, grads)
-    return (<Plan>(<PlanOwner>owner)._plan).try_step(params, grads, lr, grad_scale)
+    claim = (<PlanOwner>owner)._claim
+    _core.take(claim)
+    try:
+        if type((<PlanOwner>owner).plan) is not Plan:
+            raise no_state(owner, False)
+        return (<Plan>(<PlanOwner>owner).plan).try_step(params, grads, lr, grad_scale)
+    finally:
+        _core.release(claim)

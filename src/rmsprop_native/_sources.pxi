@@ -164,6 +164,7 @@ cdef int (*describe_by_table)(void *tensor, DLTensor *out) noexcept
 describe_by_table = NULL  # stays so where torch is too old to have the table: tensors are seen as ndarrays then
 cdef tuple ask_tensor = ()  # torch.Tensor.is_conj, torch.Tensor.is_neg
 cdef object increment_version = None
+cdef object FINDING = threading.RLock()  # they are learned by one thread, once
 
 
 cdef inline bint is_tensor(PyObject *o) noexcept:
@@ -175,12 +176,14 @@ cdef int find_tensors(bint with_table=True) except -1:
     global TENSOR, PARAMETER, describe_by_table, ask_tensor, increment_version
     import torch
     cdef DLPackExchangeAPI *table
-    describe_by_table = NULL
+    cdef int (*found)(void *tensor, DLTensor *out) noexcept
+    found = NULL
     capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if with_table and capsule is not None and sizeof(ptrdiff_t) == sizeof(long long):
         table = <DLPackExchangeAPI *>PyCapsule_GetPointer(capsule, "dlpack_exchange_api")
         if table.major == 1:
-            describe_by_table = table.describe
+            found = table.describe
+    describe_by_table = found
     ask_tensor = (torch.Tensor.is_conj, torch.Tensor.is_neg)
     increment_version = torch.autograd.graph.increment_version
     Py_INCREF(torch.Tensor)  # types that are pointed to stay
@@ -277,7 +280,9 @@ cdef object find_torch():
 cdef bint find_if_tensor(PyObject *o) except -1:
     """Whether an object is a tensor proper; what that is may be learned now."""
     if TENSOR == NULL and is_instance_of(o, TORCH, TENSOR_NAME):
-        find_tensors()
+        with FINDING:
+            if TENSOR == NULL:
+                find_tensors()
     return is_tensor(o)
 
 

@@ -84,7 +84,6 @@ class State(PlanOwner):
     """
 
     __slots__ = (
-        "_claim",
         "_dtypes",
         "_groups",
         "_largest",
@@ -97,7 +96,6 @@ class State(PlanOwner):
         "_tensors",
     )
 
-    _claim: Claim
     _dtypes: frozenset[np.dtype[Any]]
     _groups: list[LeafOptions]
     _largest: float
@@ -395,9 +393,9 @@ class State(PlanOwner):
             given = Given(lr, overrides, {name: lr for name, lr in schedules.items() if callable(lr)})
             like = Like(self._structure, self._models(), self._tensors)
             made = state_of_dict(type(self), saved, given, like)
-            with made._claim:  # no other thread may use a half of each
-                for name in (*State.__slots__, "_plan"):
-                    setattr(self, name, getattr(made, name))
+            made._plan.use_claim(self._claim)
+            for name in (*State.__slots__, "_plan"):
+                setattr(self, name, getattr(made, name))
 
     def __reduce__(self) -> tuple[Any, ...]:
         cls = () if type(self) is State else (type(self),)  # so that pickles name the package alone
