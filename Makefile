@@ -97,6 +97,7 @@ memcheck: $(VENV)/build.group ## the C tests under valgrind
 # The long forms. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of the page.
 hardening: analyze cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
 	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
+	RMSP_FORKS=1000 $(BIN)/python -m pytest -q tests/test_adversarial_processes.py -k forks --junitxml=$(HARDENING)/forks.xml
 	RMSP_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/test_functional.py -k test_anything_with_anything \
 	  --junitxml=$(HARDENING)/random.xml
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md

@@ -5,6 +5,9 @@ from __future__ import annotations
 import array
 import math
 import re
+import signal
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -341,6 +344,34 @@ def test_files_mapped_for_writing(mode, tmp_path):
     assert same_bits(trees.params["net"][1]["w"], after)
     trees.params["net"][1]["w"].flush()
     assert same_bits(np.fromfile(tmp_path / "param", "f4").reshape(SHAPE), after if mode == "r+" else before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="no SIGBUS on this system")
+@pytest.mark.parametrize("step", ["numpy", "one thread", "two threads"])
+def test_file_that_is_cut_while_it_is_mapped(step, tmp_path):
+    """No program can go on that reads there: the system ends a step of NumPy's operations in the same way as ours."""
+    code = """
+import os, sys
+import numpy as np
+import rmsprop_native as rms
+from rmsprop_native import _core
+path, step = sys.argv[1:]
+np.ones(1 << 16).tofile(path)
+param = np.memmap(path, mode="r+")  # its bytes
+param = param.view(float)
+state = rms.init(param)
+grad = np.ones(param.size)
+rms.update_(param, grad, state)
+os.truncate(path, 4096)
+_core.set_grain(0)
+rms.set_num_threads(2 if step == "two threads" else 1)
+if step == "numpy":
+    param -= 0.1 * grad
+else:
+    rms.update_(param, grad, state)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "param", step], check=False, timeout=60)
+    assert done.returncode == -signal.SIGBUS
 
 
 # ---- trees ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def run(*arguments):
     """Run Python. Threads that end with their process are no leak to a thread sanitizer."""
     environment = os.environ | {"TSAN_OPTIONS": f"{os.environ.get('TSAN_OPTIONS', '')} report_thread_leaks=0"}
     command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
@@ -83,6 +84,16 @@ EXITS = {
     "os._exit": ("os._exit(4)", 4),
     "SIGTERM": ("import signal; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", -15),
     "a fork": ("os.fork() or os._exit(0); os.wait()", 0),
+    "a step at exit": ("import atexit; atexit.register(work, 1)", 0),
+    "a step of a finalizer": (
+        """
+class Last:
+    def __del__(self, work=work):
+        work(1)
+_last = Last()  # such names are cleared before the others of a module
+""",
+        0,
+    ),
 }
 
 
@@ -94,15 +105,97 @@ def test_exit_while_workers_run(how):
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
+# In the child of a process with several threads a sanitizer's own locks may stay taken.
+FORKS = 3 if "san.so" in os.environ.get("LD_PRELOAD", "") else int(os.environ.get("RMSP_FORKS", "20"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_forks_at_any_moment_of_a_step():
+    """Workers are inside a chunk, asleep, or being woken; a child steps with threads of its own, and has the bits."""
+    code = f"""
+import signal
+expected = work(5)
+start()
+threading.Thread(target=lambda: [work(1, 64) or time.sleep(2e-4) for _ in iter(int, 1)], daemon=True).start()
+for i in range({FORKS}):
+    time.sleep(i % 7 * 1e-4)  # longer and shorter than workers spin
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # a child that waits for a thread of its parent would wait for good
+        os._exit(work(5) != expected)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, i
+print(work(5) == expected)
+"""
+    done = run("-c", WORK + code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+STACKS = {"too large to be had": 1 << 46, "64 KiB": 64 << 10}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the default size of a stack is set by a call of glibc")
+@pytest.mark.parametrize("stack", STACKS)
+def test_stacks_of_workers(stack):
+    """Where the system gives no thread the caller works alone; small stacks are enough, whatever the kind of step."""
+    code = """
+import ctypes
+from rmsprop_native import reference
+
+def kinds():
+    rng = np.random.default_rng(1)
+    wide = rng.standard_normal((40, 2 * _core.SPAN))
+    yield wide[:, ::2], wide[::-1, 1::2], {"momentum": 0.9, "centered": True, "ema": 0.5, "clip_global_norm": 1.0}
+    yield wide[:, ::2].astype("f4"), wide[:, 1::2].astype("f4").T.copy().T, {"square_avg_dtype": "bfloat16"}
+    yield wide, wide[::-1].copy(), {"overrides": {"*": {"lr": rng.random(wide.shape)}}}
+
+libc = ctypes.CDLL(None)
+attributes = ctypes.create_string_buffer(256)
+assert libc.pthread_attr_init(attributes) == 0
+assert libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(int(sys.argv[1]))) == 0
+assert libc.pthread_setattr_default_np(attributes) == 0
+tasks = len(os.listdir("/proc/self/task"))
+for param, grad, options in kinds():
+    other = param.copy()
+    state, ref_state = rms.init(param, **options), reference.init(other, **options)
+    for _ in range(2):
+        rms.update_(param, grad, state)
+        reference.update_(other, grad, ref_state)
+    assert (param == other).all()
+print(len(os.listdir("/proc/self/task")) - tasks)
+"""
+    assert run_python(WORK + code, STACKS[stack]) == ("1" if stack == "64 KiB" else "0")
+
+
+@pytest.mark.parametrize("size", [128 << 10, 1 << 20])
+def test_callers_of_small_stacks(size):
+    code = """
+threading.stack_size(int(sys.argv[1]))
+expected, made = work(3), []
+threads = [threading.Thread(target=lambda: made.append(work(3))) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(made == [expected] * 4)
+"""
+    assert run_python(WORK + code, size) == "True"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
 def test_as_many_threads_as_cores_whatever_was_set():
     code = """
-before = len(os.listdir("/proc/self/task")), os.sched_getaffinity(0)
+import signal
+
+def left():
+    return os.sched_getaffinity(0), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+tasks, before = len(os.listdir("/proc/self/task")), left()
 rms.set_num_threads(4096)
 _core.set_grain(grain)
 work(1, 64)
-after = len(os.listdir("/proc/self/task")), os.sched_getaffinity(0)
-print(rms.num_threads(), after[0] - before[0] < len(before[1]), after[1] == before[1])
+more = len(os.listdir("/proc/self/task")) - tasks
+print(rms.num_threads(), more < len(before[0]), left() == before)
 """
     assert run_python(WORK + code) == "4096 True True"
 

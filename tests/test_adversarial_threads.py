@@ -205,6 +205,41 @@ def test_lists_and_metadata_changed_by_another_thread():
     pair.check()
 
 
+def test_everything_at_once():
+    """Two threads in one state and two with states of their own, while another one changes what all of them use."""
+    shared = Pair({"w": np.ones((4, 3)), "v": np.ones(2 * _core.SPAN, np.float32)}, momentum=0.9, lr=0.1)
+    own = [Pair([np.ones(_core.SPAN + k), strided((5, 2))], centered=True) for k in (1, 2)]
+    of_shared = {"v": np.ones(2 * _core.SPAN, np.float32), "w": strided((4, 3))}
+    settings = itertools.cycle(itertools.product(_core.isas(), (1, 2, 3), (1, 1 << 15, 1 << 20)))
+
+    def change():
+        isa, threads, grain = next(settings)
+        rms.use_isa(isa)
+        rms.set_num_threads(threads)
+        _core.set_grain(grain)
+        shared.state.replace(clip_norm=None if threads == 1 else 1e6)
+
+    def step_shared():
+        rms.update_(shared.params, of_shared, shared.state)
+
+    def step_own(pair):
+        rms.update_(pair.params, [np.ones_like(param) for param in pair.params], pair.state)
+
+    *calls, changes = race(
+        step_shared, step_shared, lambda: step_own(own[0]), lambda: step_own(own[1]), change, calls=50
+    )
+    assert changes > 0
+    for pair, count in zip(own, calls[2:], strict=True):
+        assert count > 0
+        for _ in range(count):
+            pair.ref_step([np.ones_like(param) for param in pair.params])
+        pair.check()
+    for _ in range(calls[0] + calls[1]):
+        shared.ref_step(of_shared)
+    shared.ref_state.options = shared.state.options
+    shared.check()
+
+
 # ---- copies while another thread steps ----
 
 
