@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick analyze cross memcheck hardening bench bench-quick docs vectors lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -68,6 +68,21 @@ analyze: ## static analysis of the C library by gcc, and builds without each opt
 	for file in src/c/*.c; do \
 	  gcc $(C99) -O1 -fanalyzer -Wno-analyzer-use-of-uninitialized-value -c $$file -o /dev/null || exit 1; \
 	done
+
+# One that is not there cannot be had by pip. Its packages are taken as wheels: NumPy takes minutes to compile.
+FREETHREADED ?= $(shell command -v python3.14t || command -v python3.13t)
+WITHOUT_GIL = build/freethreaded
+PARALLEL = tree leaves step reference overrides content
+freethreaded: $(VENV)/build.group ## tests of threads on a CPython without GIL: FREETHREADED=python3.14t
+	@test -n "$(FREETHREADED)" || { echo "make freethreaded: no python3.14t, no python3.13t here; FREETHREADED=... says where one is"; exit 1; }
+	$(FREETHREADED) -m venv $(WITHOUT_GIL)
+	$(WITHOUT_GIL)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade "pip>=25.1"
+	$(WITHOUT_GIL)/bin/python -m pip --disable-pip-version-check --quiet install --only-binary :all: --group freethreaded
+	$(WITHOUT_GIL)/bin/python -m pip --disable-pip-version-check --quiet install --no-build-isolation --no-deps \
+	  --config-settings=build-dir=$(WITHOUT_GIL)/build .
+	$(WITHOUT_GIL)/bin/python -W error -c 'import sys, rmsprop_native.__main__; assert not sys._is_gil_enabled()'
+	$(WITHOUT_GIL)/bin/python -m pytest -q -m threads tests/test_threads.py tests/test_adversarial_threads.py
+	$(WITHOUT_GIL)/bin/python -m pytest -q --parallel-threads=4 $(PARALLEL:%=tests/test_%.py)
 
 HARDENING = build/hardening
 # Of Debian: qemu-user, and for each machine gcc-MACHINE-linux-gnu and its libc6-dev-*-cross. QEMU's emulation of a

@@ -205,6 +205,33 @@ def test_lists_and_metadata_changed_by_another_thread():
     pair.check()
 
 
+def test_dicts_changed_by_another_thread():
+    """A key that is missing, or one too many, is refused; else each leaf is one that the dict held at some moment."""
+    pair = Pair({"net": {key: np.ones((4, 3)) for key in "abcdef"}, "z": np.ones(2)})
+    grads = {"z": np.ones(2), "net": {key: np.ones((4, 3)) for key in "fedcba"}}
+    net = grads["net"]
+
+    def spoil():
+        net["c"] = strided((4, 3))
+        del net["e"]
+        net["e"] = np.ones((4, 3))
+        net[0] = None
+        del net[0]
+        grads["net"] = dict(net)
+        grads["net"] = net
+
+    def step():
+        try:
+            rms.update_(pair.params, grads, pair.state)
+        except ValueError as error:
+            assert "gradient" in str(error)
+        else:
+            pair.ref_step({"z": np.ones(2), "net": {key: np.ones((4, 3)) for key in "abcdef"}})
+
+    race(step, spoil, calls=200)
+    pair.check()
+
+
 def test_everything_at_once():
     """Two threads in one state and two with states of their own, while another one changes what all of them use."""
     shared = Pair({"w": np.ones((4, 3)), "v": np.ones(2 * _core.SPAN, np.float32)}, momentum=0.9, lr=0.1)
