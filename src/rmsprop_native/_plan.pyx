@@ -776,6 +776,11 @@ cdef class Plan:
     cdef str _path(self, size_t i):
         return tuple(self.structure.paths())[i]
 
+    cdef str _name(self, size_t i):
+        """What messages call a leaf, parameters before gradients."""
+        cdef size_t n = self.plan.leaf_count
+        return title("gradient" if i >= n else "parameter", self._path(i % n))
+
     # ---- leaves ----
 
     cdef bint _borrow(self, PyObject *params, PyObject *grads, PyObject ***param, PyObject ***grad) except -1:
@@ -902,15 +907,17 @@ cdef class Plan:
                 continue
             leaf = <object>self.leaves[i]
             if describe_by_table == NULL:
-                seen = seen_as(leaf)
+                try:
+                    seen = seen_as(leaf)
+                except (RuntimeError, TypeError) as error:
+                    raise TypeError(f"{self._name(i)}: {error}") from error
                 Py_INCREF(seen)
                 self.leaves[i] = <PyObject *>seen
                 Py_DECREF(leaf)
                 continue
             describe(self.leaves[i], &array)
             if array.problem == c.RMSP_OK and may_be_lazy(&array) and has_lazy_bits(leaf):
-                what = "gradient" if i >= n else "parameter"
-                raise refusal("lazy_bits", title(what, self._path(i - n if i >= n else i)), leaf)
+                raise refusal("lazy_bits", self._name(i), leaf)
         # Calls that only accumulate write to no parameter.
         if written and self.claim.counts.accumulated + 1 >= self.plan.rules.accumulate:
             increment_version(written)

@@ -261,7 +261,12 @@ cdef object seen_as(object leaf):
     RuntimeError, TypeError
         If no ndarray can stand for the tensor.
     """
-    return as_ndarray(leaf) if describe_by_table == NULL and is_tensor(<PyObject *>leaf) else leaf
+    if describe_by_table != NULL or not is_tensor(<PyObject *>leaf):
+        return leaf
+    array = as_ndarray(leaf)
+    if array.size and leaf.data_ptr() == 0:
+        raise RuntimeError("it has elements and no memory")  # NumPy gives it new memory: a step would be lost
+    return array
 
 
 cdef object as_ndarray(object tensor):
@@ -334,7 +339,10 @@ def as_arrays(object structure, list leaves):
     cdef list arrays = []
     for i, leaf in enumerate(leaves):
         is_of_torch = find_if_tensor(<PyObject *>leaf)
-        view = seen_as(leaf)
+        try:
+            view = seen_as(leaf)
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(f"{title('parameter', tuple(structure.paths())[i])}: {error}") from error
         describe(<PyObject *>view, &array)
         if array.problem == c.RMSP_OK and view is leaf and is_of_torch:
             if has_lazy_bits(leaf):

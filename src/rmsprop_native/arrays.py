@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, ValuesView
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -224,6 +225,7 @@ def refusal(
     byte_order = (
         f"has byte order {getattr(its_dtype, 'str', '')!r}; convert it with .astype('{getattr(its_dtype, 'name', '')}')"
     )
+    copy_it = f"copy it with .{'copy' if isinstance(array, np.ndarray) else 'clone'}()"
     messages: dict[str, tuple[type[Exception], str]] = {
         "masked": (TypeError, "is a masked array; pass its .data or .filled(0)"),
         "device": (TypeError, f"is on device {device}; a step runs on the CPU: move it with .cpu()"),
@@ -236,7 +238,7 @@ def refusal(
         "other_dtype": (TypeError, f"has dtype {its_dtype}, {owner} has {dtype}"),
         "other_shape": (ValueError, f"has shape {its_shape}, {owner} has {shown}"),
         "read_only": (ValueError, "is read-only"),
-        "self_overlap": (ValueError, f"has strides {strides}: some of its elements share memory; copy it with .copy()"),
+        "self_overlap": (ValueError, f"has strides {strides}: some of its elements share memory; {copy_it}"),
         "rows_accumulated": (ValueError, accumulated),
         "row_outside": (IndexError, "has a row that its parameter has not"),
         "row_order": (ValueError, "has rows that are not in increasing order, each once"),
@@ -252,11 +254,11 @@ def _looks(array: Any) -> tuple[Any, Any, Any]:
     if issubclass(type(array), np.ndarray):  # by the properties of ndarray: a subclass may override them
         shape, dtype, strides = (getattr(np.ndarray, key).__get__(array) for key in ("shape", "dtype", "strides"))
         return shape, dtype, strides
-    try:
+    shape = strides = None
+    with contextlib.suppress(RuntimeError):  # a nested tensor has neither, a sparse one no strides
+        shape = tuple(array.shape)
         strides = array.stride()
-    except RuntimeError:  # a sparse tensor has none
-        strides = None
-    return tuple(array.shape), str(array.dtype), strides
+    return shape, str(array.dtype), strides
 
 
 def _conversion(dtype: Any) -> str:

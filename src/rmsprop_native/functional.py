@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -66,5 +67,8 @@ def update(
 def _copied(leaf: Any) -> Any:
     """A copy of an array, of its class, or of a tensor; anything else as it is, for the step to refuse."""
     if is_torch_tensor(leaf):
+        with contextlib.suppress(RuntimeError):  # a sparse tensor has no address
+            if leaf.numel() and leaf.data_ptr() == 0:
+                return leaf  # torch would read there
         return leaf.detach().clone().requires_grad_(leaf.requires_grad)
     return np.ndarray.copy(leaf, order="K") if issubclass(type(leaf), np.ndarray) else leaf
