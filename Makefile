@@ -113,6 +113,7 @@ memcheck: $(VENV)/build.group ## the C tests under valgrind
 hardening: analyze cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
 	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
 	RMSP_FORKS=1000 $(BIN)/python -m pytest -q tests/test_adversarial_processes.py -k forks --junitxml=$(HARDENING)/forks.xml
+	$(BIN)/python -m pytest -q -m slow --junitxml=$(HARDENING)/large.xml
 	RMSP_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/test_functional.py -k test_anything_with_anything \
 	  --junitxml=$(HARDENING)/random.xml
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md

@@ -9,6 +9,7 @@ from pathlib import Path
 FORMS = {
     "attacks": "bad input, threads, containers, memory, numbers and files: `tests/test_adversarial_*.py`; the check",
     "forks": "1,000 forks of a process whose threads are inside steps; each child takes its own steps, with their bits",
+    "large": "arrays of more than 2**31 elements, dense and by rows (5 GB of memory)",
     "random": "20,000 random trees, options, dtypes and layouts, each over 1 to 4 steps, beside the reference",
     "valgrind": "the C tests but for plans and threads under valgrind",
     "aarch64": "the C tests for AArch64 (NEON), under QEMU",
