@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck hardening bench bench-quick docs vectors lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -109,8 +109,24 @@ memcheck: $(VENV)/build.group ## the C tests under valgrind
 	$(BIN)/ctest --test-dir build/memcheck --output-on-failure -E "test_threads|test_plan" \
 	  --output-junit $(CURDIR)/$(HARDENING)/valgrind.xml
 
+# libFuzzer, which looks for inputs that reach new code, under the sanitizers; clang and libclang-rt-dev of Debian. The
+# inputs found are kept in build/fuzz, and go on from there.
+FUZZ_SECONDS = 60
+FUZZ = -max_total_time=$(FUZZ_SECONDS) -len_control=0 -max_len=256 -print_final_stats=1 -artifact_prefix=build/fuzz/
+fuzz: $(VENV)/build.group $(VENV)/hardening.group $(VENV)/installed ## fuzz bind, step, the ufunc loop and load, a minute each
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_FUZZ=ON -DRMSPROP_OPENMP=OFF \
+	  -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Debug -DRMSPROP_SANITIZE=address,undefined,fuzzer-no-link
+	$(BIN)/cmake --build build/fuzz
+	mkdir -p $(HARDENING) build/fuzz/corpus/bind build/fuzz/corpus/step build/fuzz/corpus/ufunc build/fuzz/corpus/load
+	for name in bind step ufunc; do \
+	  build/fuzz/tests/c/fuzz_$$name $(FUZZ) build/fuzz/corpus/$$name >$(HARDENING)/fuzz_$$name.log 2>&1 || \
+	    { tail -n 50 $(HARDENING)/fuzz_$$name.log; exit 1; }; \
+	done
+	$(BIN)/python tests/fuzz_load.py $(FUZZ) build/fuzz/corpus/load >$(HARDENING)/fuzz_load.log 2>&1 || \
+	  { tail -n 50 $(HARDENING)/fuzz_load.log; exit 1; }
+
 # The long forms. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of the page.
-hardening: analyze cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
+hardening: analyze fuzz cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
 	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
 	RMSP_FORKS=1000 $(BIN)/python -m pytest -q tests/test_adversarial_processes.py -k forks --junitxml=$(HARDENING)/forks.xml
 	$(BIN)/python -m pytest -q -m slow --junitxml=$(HARDENING)/large.xml

@@ -1,7 +1,9 @@
-"""Writes the table of docs/reliability.md from the JUnit results that make hardening leaves."""
+"""Writes the table of docs/reliability.md from what make hardening leaves: JUnit results, and what the tools print."""
 
 from __future__ import annotations
 
+import datetime
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -11,6 +13,10 @@ FORMS = {
     "forks": "1,000 forks of a process whose threads are inside steps; each child takes its own steps, with their bits",
     "large": "arrays of more than 2**31 elements, dense and by rows (5 GB of memory)",
     "random": "20,000 random trees, options, dtypes and layouts, each over 1 to 4 steps, beside the reference",
+    "fuzz_bind": "inputs of libFuzzer for `rmsp_bind`, under the sanitizers, beside a search of every element",
+    "fuzz_step": "inputs of libFuzzer for `rmsp_step`, under the sanitizers, beside the formula",
+    "fuzz_ufunc": "inputs of libFuzzer for the loop of the ufuncs, under the sanitizers, beside the formula",
+    "fuzz_load": "inputs of libFuzzer (atheris) for `load`: forged headers with checksums that are right, and bytes",
     "valgrind": "the C tests but for plans and threads under valgrind",
     "aarch64": "the C tests for AArch64 (NEON), under QEMU",
     "s390x": "the C tests for s390x (big-endian), under QEMU",
@@ -18,24 +24,42 @@ FORMS = {
     "i686": "the C tests for 32-bit x86, under QEMU",
 }
 START, END = "<!-- made by make hardening -->\n", "<!-- end -->\n"
+PRINTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 
 
-def row(name: str, folder: Path) -> str:
-    """One line of the table, which says so where there are no results; a failure is an error."""
-    if not (folder / f"{name}.xml").exists():
-        return f"| {FORMS[name]} | not run | | |\n"
-    suite = next(ET.parse(folder / f"{name}.xml").getroot().iter("testsuite"))
+def passed_of(name: str, path: Path) -> tuple[int, int]:
+    """How many tests passed and how many were not run; a failure is an error."""
+    suite = next(ET.parse(path).getroot().iter("testsuite"))
     tests, *bad = (int(suite.get(key, "0")) for key in ("tests", "failures", "errors"))
     skipped = sum(int(suite.get(key, "0")) for key in ("skipped", "disabled"))
     if any(bad) or tests == skipped:
         raise SystemExit(f"{name}: {bad} failures and errors, {tests} tests, of which {skipped} were skipped")
-    return f"| {FORMS[name]} | {tests - skipped:,} | {skipped} | {suite.get('timestamp', '')[:10]} |\n"
+    return tests - skipped, skipped
+
+
+def tried_of(name: str, path: Path) -> int:
+    """How much a tool tried, which ends with an error where it finds one."""
+    found = PRINTED.search(path.read_text())
+    if found is None:
+        raise SystemExit(f"{name}: {path} does not say how much was tried")
+    return int(found[1])
+
+
+def row(name: str, folder: Path) -> str:
+    """One line of the table, which says so where there are no results."""
+    results, log = folder / f"{name}.xml", folder / f"{name}.log"
+    for path in (results, log):
+        if path.exists():
+            passed, skipped = passed_of(name, path) if path == results else (tried_of(name, path), 0)
+            day = datetime.date.fromtimestamp(path.stat().st_mtime)
+            return f"| {FORMS[name]} | {passed:,} | {skipped} | {day} |\n"
+    return f"| {FORMS[name]} | not run | | |\n"
 
 
 def main(folder: Path, page: Path) -> None:
     """Replace what is between the two marks of the page."""
     head, rest = page.read_text().split(START)
-    table = "\n| what | tests passed | not run | on |\n|---|---|---|---|\n"
+    table = "\n| what | passed | not run | on |\n|---|---|---|---|\n"
     table += "".join(row(name, folder) for name in FORMS)
     page.write_text(f"{head}{START}{table}\n{END}{rest.split(END)[1]}")
 

@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
 import random
 import resource
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
 from conftest import memory_failures, run_python, same_bits
+from forged import (
+    CORRUPTIONS,
+    LAYOUTS,
+    SUFFIXES,
+    all_of,
+    changed_at_random,
+    forge_text,
+    header_text,
+    parts_of,
+    saved_bytes,
+    small_state,
+    write_forged,
+)
 from hostile import Pair
 
 import rmsprop_native as rms
-from rmsprop_native.content import check_content
-from rmsprop_native.fileformats import Npz, Safetensors, dumps
-
-SUFFIXES = ["npz", "safetensors"]
-LAYOUTS = {"npz": Npz, "safetensors": Safetensors}
-
-
-def small_state(fill=0.5):
-    params = {"w": np.asfortranarray(np.ones((2, 3), np.float32)), "b": [np.ones(2), np.ones(1, np.complex64)]}
-    state = rms.init(params, momentum=0.9, accumulate=2, overrides={"b.0": {"lr": np.array([0.5, 0.25])}})
-    rms.update_(params, {"w": np.ones((2, 3), np.float32), "b": [None, np.ones(1, np.complex64)]}, state)
-    for name in ("square_avg", "momentum_buffer", "grad_sum"):
-        getattr(state, name)["w"][...] = fill
-    return state
-
-
-def saved_bytes(tmp_path, suffix, **how):
-    path = tmp_path / f"state.{suffix}"
-    rms.save(path, small_state(**how))
-    return path.read_bytes()
-
-
-def all_of(state):
-    """What a state holds, as text."""
-    saved = state.state_dict()
-    arrays = saved.pop("arrays")
-    return json.dumps(saved), {name: array.tobytes() for name, array in arrays.items()}
-
+from rmsprop_native.fileformats import Npz, dumps
 
 # ---- kill -9 ----
 
@@ -126,50 +110,6 @@ def test_every_byte_changed_and_every_length(tmp_path, suffix):
     assert refused_or_the_same(path, data, expected)
 
 
-def flips(data, other, choose):
-    changed = bytearray(data)
-    for _ in range(choose.choice([1, 1, 2, 8, 64])):
-        changed[choose.randrange(len(changed))] ^= 1 << choose.randrange(8)
-    return changed
-
-
-def overwritten(data, other, choose):
-    start = choose.randrange(len(data))
-    size = choose.choice([1, 4, 100])
-    filling = choose.choice([b"\0" * size, b"\xff" * size, choose.randbytes(size)])
-    return (data[:start] + filling + data[start + size :])[: len(data)]
-
-
-def truncated(data, other, choose):
-    return data[: choose.randrange(len(data))]
-
-
-def spliced(data, other, choose):
-    """The begin of one file and the end of another one of the same length, or a part of it."""
-    start, end = sorted(choose.sample(range(len(data) + 1), 2))
-    return data[:start] + other[start:end] + data[end:]
-
-
-def moved(data, other, choose):
-    """A part cut out, doubled, or put elsewhere."""
-    start, end = sorted(choose.sample(range(len(data) + 1), 2))
-    part, rest = data[start:end], data[:start] + data[end:]
-    at = choose.randrange(len(rest) + 1)
-    return choose.choice([rest, data[:end] + part + data[end:], rest[:at] + part + rest[at:]])
-
-
-def swapped(data, other, choose):
-    """Two parts of the same size in each other's place."""
-    size = choose.choice([4, 8, 20, 128])
-    one, two = choose.randrange(len(data) - size), choose.randrange(len(data) - size)
-    changed = bytearray(data)
-    changed[one : one + size], changed[two : two + size] = data[two : two + size], data[one : one + size]
-    return changed
-
-
-CORRUPTIONS = [flips, overwritten, truncated, spliced, moved, swapped]
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("corrupt", CORRUPTIONS, ids=lambda corrupt: corrupt.__name__)
 def test_10_000_corruptions(tmp_path, corrupt, suffix):
@@ -189,68 +129,11 @@ def test_10_000_corruptions(tmp_path, corrupt, suffix):
 # ---- forged headers, with checksums that are right ----
 
 
-def parts_of(tmp_path):
-    """The header of a small state, and its arrays."""
-    saved = small_state().state_dict()
-    return saved, saved.pop("arrays")
-
-
-def write_forged(path, layout_type, header, arrays):
-    """A file of this header as save would write it, with these arrays under their names; its checksums are right."""
-    specs = list(check_content({name: part for name, part in header.items() if name != "arrays"}).arrays())
-    crcs = {}
-    layout = layout_type(specs, dumps(header))
-    data = {}
-    for name, place in layout.places.items():
-        array = arrays[name].transpose(place.axes).astype(place.dtype)
-        data[name] = array.tobytes()
-        crcs[name] = zlib.crc32(data[name], place.first_crc)
-    header["arrays"] = [[name, f"{crc:08x}"] for name, crc in crcs.items()]
-    order = {spec.name: None for spec in specs}
-    header["arrays"] = [[name, f"{crcs[name]:08x}"] for name in order]
-    text = dumps(header)
-    layout = layout_type(specs, text)
-    with open(path, "wb") as file:
-        file.write(layout.start(text))
-        for name in layout.places:
-            file.write(layout.before(name, crcs[name]))
-            file.write(data[name])
-        file.write(layout.after(text, crcs))
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_the_forger_writes_is_what_save_writes(tmp_path, suffix):
     header, arrays = parts_of(tmp_path)
     write_forged(tmp_path / f"a.{suffix}", LAYOUTS[suffix], header, arrays)
     assert (tmp_path / f"a.{suffix}").read_bytes() == saved_bytes(tmp_path, suffix)
-
-
-def forge_text(path, suffix, text):
-    """A file that has this text for a header, with the right checksum, and nothing else."""
-    layout = LAYOUTS[suffix]([], text)
-    path.write_bytes(layout.start(text) + layout.after(text, {}))
-
-
-def changed_at_random(value, choose):
-    """Another value somewhere in what JSON gave."""
-    others = [None, True, -1, 0, 2, 2**31, 2**53, 2**63, 10**30, 1.5, -0.0, "", "x", "lr/0", [], {}, [[]], {"a": 1},
-              ["leaf"], ["list", 2**40], {"array": "lr/0", "shape": [2**50]}, {"schedule": "f"}, [1] * 70]  # fmt: skip
-    path, at = [], value
-    while isinstance(at, dict | list) and len(at) and (not path or choose.random() < 0.7):
-        path.append(choose.choice(list(at) if isinstance(at, dict) else range(len(at))))
-        at = at[path[-1]]
-    value = copy.deepcopy(value)
-    inner = value
-    for key in path[:-1]:
-        inner = inner[key]
-    what = choose.randrange(4)
-    if what == 0:
-        del inner[path[-1]]
-    elif what == 1 and isinstance(inner, list):
-        inner.insert(path[-1], copy.deepcopy(choose.choice([*inner, choose.choice(others)])))
-    else:
-        inner[path[-1]] = choose.choice(others)
-    return value
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -280,11 +163,6 @@ def test_forged_headers(tmp_path, suffix):
         for _ in range(2):
             rms.update_(params, state._structure.unflatten(iter([None] * state._structure.size)), state)
     assert taken > 0
-
-
-def header_text(data, suffix):
-    file = io.BytesIO(data)
-    return LAYOUTS[suffix].read_text(file, len(data))
 
 
 HUGE = [2**26, 2**26]  # 16 or 32 PiB

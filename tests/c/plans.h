@@ -19,6 +19,7 @@ static inline void *allocate(size_t count, size_t size)
 /* ---- random numbers: splitmix64, the same in every run ---- */
 
 static uint64_t random_state = 20121006;
+static const unsigned char *choices, *choices_end; /* what a fuzzer wants chosen first */
 
 static inline uint64_t random_bits(void)
 {
@@ -28,7 +29,14 @@ static inline uint64_t random_bits(void)
     return z ^ (z >> 31);
 }
 
-static inline size_t below(size_t n) { return (size_t)(random_bits() % n); }
+/* A choice: of the fuzzer's input while there is any. */
+static inline size_t below(size_t n)
+{
+    size_t choice = 0;
+    if (choices == choices_end) return (size_t)(random_bits() % n);
+    for (size_t rest = n - 1; rest > 0 && choices < choices_end; rest >>= 8) choice = choice << 8 | *choices++;
+    return choice % n;
+}
 
 /* Between -1 and 1. */
 static inline double uniform(void) { return (double)(int64_t)random_bits() * 0x1p-63; }
@@ -189,8 +197,8 @@ static inline void fill(const rmsp_array *a, size_t special)
 {
     static const double specials[] = {0, -0.0, 1e-45, -1e30, 1e-320, INFINITY, -INFINITY, NAN};
     for (size_t e = 0, n = reals_in(a); e < n; e++) {
-        const double x = ldexp(uniform(), (int)below(12) - 6);
-        set_real(a, e, special > 0 && below(special) == 0 ? specials[below(8)] : x);
+        const double x = ldexp(uniform(), (int)(random_bits() % 12) - 6);
+        set_real(a, e, special > 0 && random_bits() % special == 0 ? specials[random_bits() % 8] : x);
     }
 }
 

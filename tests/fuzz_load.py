@@ -1,0 +1,106 @@
+"""Fuzzes load by coverage, with atheris (libFuzzer for Python): an input chooses what is changed in a checkpoint.
+
+Headers are changed in their structure, with checksums that are right; or bytes anywhere. The result is a ValueError
+that begins with the path, or a state that can be stepped and that save writes as it was read. make fuzz runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["rmsprop_native"]):
+    import rmsprop_native as rms
+    from rmsprop_native import fileformats
+
+import numpy as np
+from forged import (
+    CORRUPTIONS,
+    LAYOUTS,
+    SUFFIXES,
+    all_of,
+    changed_at_random,
+    forge_text,
+    parts_of,
+    saved_bytes,
+    write_forged,
+)
+
+FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+HEADER, ARRAYS = parts_of(FOLDER)
+GOOD = {suffix: (saved_bytes(FOLDER, suffix), saved_bytes(FOLDER, suffix, fill=0.25)) for suffix in SUFFIXES}
+
+
+class Choices:
+    """What of random.Random the changes use, taken from the bytes of an input."""
+
+    def __init__(self, data):
+        self.provider = atheris.FuzzedDataProvider(data)
+
+    def randrange(self, n):
+        return self.provider.ConsumeIntInRange(0, n - 1)
+
+    def choice(self, options):
+        return options[self.randrange(len(options))]
+
+    def random(self):
+        return self.randrange(256) / 256
+
+    def randbytes(self, n):
+        return self.provider.ConsumeBytes(n).ljust(n, b"\0")
+
+    def sample(self, population, k):
+        """Two different ones."""
+        one, other = self.randrange(len(population)), self.randrange(len(population) - 1)
+        return [population[one], population[other + (other >= one)]][:k]
+
+
+def write_changed(path, suffix, choose):
+    """Write a checkpoint that was changed as the input says."""
+    if choose.randrange(4) == 0:
+        path.write_bytes(choose.choice(CORRUPTIONS)(*GOOD[suffix], choose))
+        return
+    forged = HEADER
+    for _ in range(1 + choose.randrange(3)):
+        forged = changed_at_random(forged, choose) if forged else forged
+    try:
+        write_forged(path, LAYOUTS[suffix], forged, ARRAYS)
+    except (ValueError, KeyError):  # no arrays belong to such a header
+        arrays = [[name, "00000000"] for name in ARRAYS]
+        forge_text(path, suffix, fileformats.dumps(forged | {"arrays": arrays}))
+
+
+def stepped(state):
+    """Take a step of parameters and gradients that fit a state."""
+    arrays = state._plan.arrays("square_avg")
+    params, grads = ([np.ones(array.shape, array.dtype) for array in arrays] for _ in range(2))
+    rms.update_(state._structure.unflatten(iter(params)), state._structure.unflatten(iter(grads)), state)
+
+
+def fuzz_once(data):
+    """Load one changed checkpoint."""
+    choose = Choices(data)
+    suffix = choose.choice(SUFFIXES)
+    path = FOLDER / f"a.{suffix}"
+    write_changed(path, suffix, choose)
+    try:
+        state = rms.load(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: "), error
+        return
+    loaded = all_of(state)
+    rms.save(path, state)
+    assert all_of(rms.load(path)) == loaded
+    try:
+        stepped(state)
+    except FloatingPointError:  # the options of the file say "raise"
+        assert state.options.on_nonfinite == "raise"
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, fuzz_once)
+    atheris.Fuzz()
