@@ -132,6 +132,8 @@ hardening: analyze fuzz cross memcheck $(VENV)/test.group $(VENV)/installed ## t
 	$(BIN)/python -m pytest -q -m slow --junitxml=$(HARDENING)/large.xml
 	RMSP_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/test_functional.py -k test_anything_with_anything \
 	  --junitxml=$(HARDENING)/random.xml
+	RMSP_MACHINES=1000 $(BIN)/python -m pytest -q tests/test_adversarial_sequences.py --junitxml=$(HARDENING)/machine.xml
+	RMSP_CALLS=2000 $(BIN)/python -m pytest -q tests/test_adversarial_leaks.py --junitxml=$(HARDENING)/leaks.xml
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md
 
 # The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a

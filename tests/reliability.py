@@ -13,6 +13,8 @@ FORMS = {
     "forks": "1,000 forks of a process whose threads are inside steps; each child takes its own steps, with their bits",
     "large": "arrays of more than 2**31 elements, dense and by rows (5 GB of memory)",
     "random": "20,000 random trees, options, dtypes and layouts, each over 1 to 4 steps, beside the reference",
+    "machine": "1000 random programs of 30 calls of the public API, on up to three states, beside the reference",
+    "leaks": "8000 calls of each kind, good and refused: blocks, memory, references, open files",
     "fuzz_bind": "inputs of libFuzzer for `rmsp_bind`, under the sanitizers, beside a search of every element",
     "fuzz_step": "inputs of libFuzzer for `rmsp_step`, under the sanitizers, beside the formula",
     "fuzz_ufunc": "inputs of libFuzzer for the loop of the ufuncs, under the sanitizers, beside the formula",

@@ -163,3 +163,15 @@ def test_the_order_of_memory(shape):
         assert (leaf.shape, leaf.dtype, axes_of(leaf)) == (shape, made.dtype, axes)
     turned = np.moveaxis(np.zeros((2, 3, 4)), 0, 1)
     assert axes_of(turned) == (1, 0, 2)
+
+
+def test_a_nan_of_bfloat16_is_no_negative_number():
+    """Nor a warning: NumPy's comparison of bfloat16 raises one."""
+    state = rms.init(np.zeros(3, np.float32), square_avg_dtype="bfloat16")
+    state.square_avg[...] = [np.nan, 0.5, 0.0]
+    with np.errstate(all="raise"):
+        same = rms.from_state_dict(state.state_dict())
+    assert np.isnan(same.square_avg[0])
+    state.square_avg[1] = -0.5
+    with pytest.raises(ValueError, match=r"square_avg \(leaf ''\) has a negative mean square, -0\.5"):
+        state.state_dict()

@@ -335,7 +335,8 @@ def refuse_negative(name: str, path: str, array: NDArray[Any]) -> None:
     reals = in_order(array, axes_of(array)).view(array.real.dtype)
     for start in range(0, len(reals), _BLOCK):
         block = reals[start : start + _BLOCK]
-        negative = block < 0
+        with np.errstate(invalid="ignore"):  # what the comparison of a NaN raises in bfloat16
+            negative = block < 0
         if negative.any():
             raise ValueError(f"{name} (leaf {path!r}) has a negative mean square, {block[negative][0]}")
 
