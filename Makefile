@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz hardening bench bench-quick docs vectors lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -100,6 +100,22 @@ cross-%: $(VENV)/build.group
 	$(BIN)/cmake --build build/cross/$*
 	$(BIN)/ctest --test-dir build/cross/$* --output-on-failure -E test_threads --output-junit $(CURDIR)/$(HARDENING)/$*.xml
 
+# Other compilers and C libraries; clang, clang-tidy and musl-tools of Debian. What clang-tidy asks is in .clang-tidy.
+clang musl: C_TESTS = $(BIN)/cmake -S . -B build/$@ -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF
+clang musl: RUN_C_TESTS = $(BIN)/cmake --build build/$@ && \
+  $(BIN)/ctest --test-dir build/$@ --output-on-failure --output-junit $(CURDIR)/$(HARDENING)/$@.xml
+clang: $(VENV)/build.group ## clang-tidy on the C library, and the C tests built by clang
+	for features in $(FEATURES); do \
+	  for file in src/c/*.c; do clang $(C99) $$features -fsyntax-only $$file || exit 1; done; \
+	done
+	clang-tidy --quiet src/c/*.c -- $(C99) -DRMSP_HAVE_PTHREADS -DRMSP_HAVE_AFFINITY -DRMSP_HAVE_SIGMASK -DRMSP_HAVE_ATFORK
+	$(C_TESTS) -DCMAKE_C_COMPILER=clang
+	$(RUN_C_TESTS)
+
+musl: $(VENV)/build.group ## the C tests, linked statically with musl
+	$(C_TESTS) -DCMAKE_C_COMPILER=musl-gcc -DCMAKE_EXE_LINKER_FLAGS=-static
+	$(RUN_C_TESTS)
+
 # Without test_plan, which takes more than five minutes under valgrind, and test_threads; the sanitizers run both.
 memcheck: $(VENV)/build.group ## the C tests under valgrind
 	$(BIN)/cmake -S . -B build/memcheck -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF -DCMAKE_BUILD_TYPE=Debug \
@@ -126,7 +142,7 @@ fuzz: $(VENV)/build.group $(VENV)/hardening.group $(VENV)/installed ## fuzz bind
 	  { tail -n 50 $(HARDENING)/fuzz_load.log; exit 1; }
 
 # The long forms. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of the page.
-hardening: analyze fuzz cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
+hardening: analyze clang musl fuzz cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
 	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
 	RMSP_FORKS=1000 $(BIN)/python -m pytest -q tests/test_adversarial_processes.py -k forks --junitxml=$(HARDENING)/forks.xml
 	$(BIN)/python -m pytest -q -m slow --junitxml=$(HARDENING)/large.xml

@@ -19,6 +19,8 @@ FORMS = {
     "fuzz_step": "inputs of libFuzzer for `rmsp_step`, under the sanitizers, beside the formula",
     "fuzz_ufunc": "inputs of libFuzzer for the loop of the ufuncs, under the sanitizers, beside the formula",
     "fuzz_load": "inputs of libFuzzer (atheris) for `load`: forged headers with checksums that are right, and bytes",
+    "clang": "the C tests built by clang; clang-tidy and builds without optional features before them",
+    "musl": "the C tests with musl, linked statically",
     "valgrind": "the C tests but for plans and threads under valgrind",
     "aarch64": "the C tests for AArch64 (NEON), under QEMU",
     "s390x": "the C tests for s390x (big-endian), under QEMU",

@@ -69,8 +69,8 @@ void rmsp_share(size_t count, int threads, int wake, rmsp_spans_fn *work, void *
 #include "rmsp_cores.h"
 #include "rmsp_fenv.h"
 
-#define US 1000
-#define MS (1000 * (int64_t)US)
+#define US ((int64_t)1000)
+#define MS (1000 * US)
 #define SPIN_NS (50 * US)
 #define AFFINITY_NS (10 * MS)
 #define LATE_NS (50 * US) /* the last chunks take a tenth of it */

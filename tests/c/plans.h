@@ -197,7 +197,8 @@ static inline void fill(const rmsp_array *a, size_t special)
 {
     static const double specials[] = {0, -0.0, 1e-45, -1e30, 1e-320, INFINITY, -INFINITY, NAN};
     for (size_t e = 0, n = reals_in(a); e < n; e++) {
-        const double x = ldexp(uniform(), (int)(random_bits() % 12) - 6);
+        const int exponent = (int)(random_bits() % 12) - 6;
+        const double x = ldexp(uniform(), exponent);
         set_real(a, e, special > 0 && random_bits() % special == 0 ? specials[random_bits() % 8] : x);
     }
 }
@@ -487,19 +488,21 @@ static inline int random_shape(ptrdiff_t *shape, size_t most)
 /* A group with random options. */
 static inline void random_group(rmsp_group *group)
 {
-    const double rho = 0.5 + 0.499 * fabs(uniform());
+    /* In an order that each compiler keeps, which that of an initialiser is not. */
+    const double rho = 0.5 + 0.499 * fabs(uniform()), scale = below(2) ? 1 : uniform() * 3;
+    const double clip_value = below(3) ? INFINITY : 0.3, eps_inside = below(2) ? 0 : 1e-6;
     group->momentum = (rmsp_momentum)below(3);
     group->centered = (int)below(2);
     group->l2 = (int)below(2);
     group->ema = 0.9;
     group->clip_norm = INFINITY;
-    group->coef = (rmsp_coef){.grad_scale = below(2) ? 1 : uniform() * 3,
-                              .clip_value = below(3) ? INFINITY : 0.3,
+    group->coef = (rmsp_coef){.grad_scale = scale,
+                              .clip_value = clip_value,
                               .weight_decay = 0.01,
                               .rho = rho,
                               .one_minus_rho = 1.0 - rho,
                               .bias_correction = 1,
-                              .eps_inside = below(2) ? 0 : 1e-6,
+                              .eps_inside = eps_inside,
                               .momentum = 0.9};
     group->coef.eps_outside = group->coef.eps_inside > 0 ? 0 : 1e-8;
     if (below(4) == 0) group->coef.bias_correction = 1 / (1 - rho);
