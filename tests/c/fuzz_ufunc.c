@@ -38,19 +38,39 @@ static void set(const operand *o, size_t size, size_t i, double x)
     set_real(&a, 0, x);
 }
 
-static operand any_input(size_t n, size_t size, int is_positive, size_t special)
+static ptrdiff_t any_step(void)
 {
     static const ptrdiff_t steps[] = {1, 1, 1, 0, 2, -1, 3};
-    operand made = new_operand(n, size, steps[below(7)] * (ptrdiff_t)size);
-    const ptrdiff_t length = (ptrdiff_t)(made.bytes / size);
+    return steps[below(sizeof steps / sizeof *steps)];
+}
+
+static operand new_input(size_t n, size_t size, ptrdiff_t step, size_t special)
+{
+    const operand made = new_operand(n, size, step * (ptrdiff_t)size);
+    const ptrdiff_t length = (ptrdiff_t)(made.bytes / size), stride = (ptrdiff_t)size;
     const rmsp_array all = {.data = made.memory,
                             .shape = &length,
-                            .strides = (ptrdiff_t[]){(ptrdiff_t)size},
+                            .strides = &stride,
                             .ndim = 1,
                             .type = size == sizeof(float) ? RMSP_F32 : RMSP_F64};
     fill(&all, special);
-    for (size_t i = 0; is_positive && i < n; i++) set(&made, size, i, fabs(get(&made, size, i)));
     return made;
+}
+
+/* The step in place by its own function, which has one number of each kind, and may have an lr for some elements. */
+static void step_in_place(const rmsp_ufunc *ufunc, size_t n, const operand in[MOST])
+{
+    void *arrays[RMSP_STEP_ARRAYS];
+    double numbers[NUMBERS];
+    int count = 0;
+    for (int k = 0; k < RMSP_STEP_ARRAYS; k++) arrays[k] = in[k].first;
+    for (int k = 0; k < NUMBERS; k++) {
+        if (k == MOMENTUM && !ufunc->momentum) continue;
+        numbers[count++] = get(&in[RMSP_STEP_ARRAYS + k], sizeof(double), 0);
+    }
+    const double *const lrs =
+        in[RMSP_STEP_ARRAYS].step == 0 ? NULL : (const double *)(void *)in[RMSP_STEP_ARRAYS].first;
+    rmsp_ufunc_in_place(ufunc, n, arrays, numbers, lrs, 1);
 }
 
 /* The number of operands that a ufunc has as inputs, and which they are. */
@@ -96,25 +116,31 @@ static void fuzz_once(void)
     const int count = inputs_of(&ufunc, which);
     operand in[MOST] = {{0}}, out[MOST], owned[2 * MOST];
     int owned_count = 0, is_taken[MOST] = {0};
+    const int is_in_place = below(3) == 0; /* contiguous arrays, each output its own input */
 
     rmsp_set_grain(below(2) ? 0 : (size_t)32 << 10);
     CHECK(rmsp_isa_use(rmsp_isa_name((int)below((size_t)rmsp_isa_count()))) == 0);
     for (int j = 0; j < count; j++) {
         const int k = which[j], is_number = k >= RMSP_STEP_ARRAYS;
-        const int other = j > 0 && below(12) == 0 ? which[below((size_t)j)] : k;
+        const int other = j > 0 && !is_in_place && below(12) == 0 ? which[below((size_t)j)] : k;
         if (other != k && (is_number || other >= RMSP_STEP_ARRAYS ? size == sizeof(double) : 1)) {
             in[k] = in[other];
         } else {
-            in[k] = any_input(n, is_number ? sizeof(double) : size, is_number || k == RMSP_SQUARE_AVG, special);
+            const ptrdiff_t step = is_in_place && !is_number ? 1 : any_step();
+            in[k] = new_input(n, is_number ? sizeof(double) : size, step, special);
+            for (size_t i = 0; i < n && (is_number || k == RMSP_SQUARE_AVG); i++) {
+                const size_t own_size = is_number ? sizeof(double) : size;
+                set(&in[k], own_size, i, fabs(get(&in[k], own_size, i)));
+            }
             owned[owned_count++] = in[k];
         }
-        if (is_number && below(2) == 0) in[k].step = 0;
+        if (is_number && below(3) > 0) in[k].step = 0;
         if (k == RMSP_GRAD || is_number) continue;
         out_which[out_count++] = k;
     }
     for (int j = 0; j < out_count; j++) {
-        const int k = out_which[j], other = below(3) > 0 ? k : which[below((size_t)count)];
-        int may = in[other].step != 0 && below(5) > 0;
+        const int k = out_which[j], other = is_in_place || below(3) > 0 ? k : which[below((size_t)count)];
+        int may = in[other].step != 0 && (is_in_place || below(5) > 0);
         may &= other < RMSP_STEP_ARRAYS || size == sizeof(double);
         for (int i = 0; i < count; i++) {
             const operand *const input = &in[which[i]];
@@ -149,7 +175,16 @@ static void fuzz_once(void)
         args[count + j] = out[out_which[j]].first;
         steps[count + j] = out[out_which[j]].step;
     }
-    rmsp_ufunc_loop(args, &dimension, steps, (void *)&ufunc);
+    int has_numbers = is_in_place && n > 0;
+    for (int k = RMSP_STEP_ARRAYS; k < MOST; k++) {
+        const ptrdiff_t step = in[k].step;
+        has_numbers &= step == 0 || (k == RMSP_STEP_ARRAYS + LR && step == (ptrdiff_t)sizeof(double));
+    }
+    if (has_numbers && below(2)) {
+        step_in_place(&ufunc, n, in);
+    } else {
+        rmsp_ufunc_loop(args, &dimension, steps, (void *)&ufunc);
+    }
 
     for (int j = 0; j < out_count; j++) {
         const operand *const o = &out[out_which[j]];

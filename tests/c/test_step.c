@@ -134,6 +134,7 @@ static void test_clip_factors(void)
         CHECK(near(FACTOR(1e200, 4, 1, 1), 0.5e-200)); /* the sum of squares overflows */
         CHECK(near(FACTOR(1e200, 4, 1e-200, 1), 0.5));
         CHECK(FACTOR(1e200, 4, 1e-201, 1) == 1);
+        CHECK(FACTOR(1e200, 4, 0.4e-200, 1) == 1); /* just below the limit */
         CHECK(near(FACTOR(1e300, 4, 1, 1), 0.5e-300));
         CHECK(near(FACTOR(1e150, 4, 1e200, 1e100), 0.5e-250)); /* the norm does, but not the sum */
     }
