@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl hardening bench bench-quick docs vectors lint format wheel clean
+.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl coverage mutation hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -141,8 +141,35 @@ fuzz: $(VENV)/build.group $(VENV)/hardening.group $(VENV)/installed ## fuzz bind
 	$(BIN)/python tests/fuzz_load.py $(FUZZ) build/fuzz/corpus/load >$(HARDENING)/fuzz_load.log 2>&1 || \
 	  { tail -n 50 $(HARDENING)/fuzz_load.log; exit 1; }
 
+# Lines and branches of Python, by the tests of each file and the attacks on states, and of C, by the C tests and those
+# of storage, in a debug build. Other tests look at where memory is allocated, at references or at compiled code, which a
+# tracer or a debug build changes. Those of interop, with their frameworks, are not counted.
+COVERAGE = build/coverage
+UNTRACED = adversarial|kernels|architecture|examples|storage|strided|dtype|bind|step|threads
+TRACED = $(shell ls tests/test_*.py | grep -vE "$(UNTRACED)") tests/test_storage.py tests/test_adversarial_state.py \
+  tests/test_adversarial_checkpoint.py tests/peers/test_torch_tensors.py \
+  tests/peers/test_interop_optax.py
+coverage: $(VENV)/hardening.group $(VENV)/peers.group $(VENV)/installed ## lines and branches that the tests reach: at least 95 %
+	rm -rf $(COVERAGE) && mkdir -p $(COVERAGE) $(HARDENING)
+	RMSP_EXAMPLES=30 $(BIN)/python -m coverage run -m pytest -q -k "not memory_that_runs_out" $(TRACED)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report --show-missing --skip-covered
+	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(COVERAGE)/site --config-settings=build-dir=$(COVERAGE)/build \
+	  --config-settings=cmake.build-type=Debug --config-settings=cmake.define.RMSPROP_TESTS=ON \
+	  "--config-settings=cmake.define.CMAKE_C_FLAGS=--coverage -fprofile-update=atomic -DNDEBUG" .
+	$(BIN)/ctest --test-dir $(COVERAGE)/build --output-on-failure
+	PYTHONPATH=$(COVERAGE)/site $(BIN)/python -m pytest -q tests/test_storage.py
+	$(BIN)/gcovr --root . --filter src/c/ --merge-lines --fail-under-line 95 --fail-under-branch 95 --print-summary \
+	  $(COVERAGE)/build/CMakeFiles/rmsp*.dir
+
+# One operator or number changed at a time, and the tests must fail; a fifth of the mutants, and all with EVERY=1.
+EVERY = 5
+mutation: $(VENV)/test.group $(VENV)/installed ## mutants of the formula and the transaction in C, one in five: the tests must kill each
+	mkdir -p $(HARDENING)
+	$(BIN)/python tests/mutation.py build/mutation --every $(EVERY) --log $(HARDENING)/mutation.log
+
 # The long forms. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of the page.
-hardening: analyze clang musl fuzz cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
+hardening: analyze clang musl fuzz mutation cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
 	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
 	RMSP_FORKS=1000 $(BIN)/python -m pytest -q tests/test_adversarial_processes.py -k forks --junitxml=$(HARDENING)/forks.xml
 	$(BIN)/python -m pytest -q -m slow --junitxml=$(HARDENING)/large.xml

@@ -19,6 +19,7 @@ FORMS = {
     "fuzz_step": "inputs of libFuzzer for `rmsp_step`, under the sanitizers, beside the formula",
     "fuzz_ufunc": "inputs of libFuzzer for the loop of the ufuncs, under the sanitizers, beside the formula",
     "fuzz_load": "inputs of libFuzzer (atheris) for `load`: forged headers with checksums that are right, and bytes",
+    "mutation": "changes of one operator or number, one in five, in the formula and `rmsp_step.c`, all seen",
     "clang": "the C tests built by clang; clang-tidy and builds without optional features before them",
     "musl": "the C tests with musl, linked statically",
     "valgrind": "the C tests but for plans and threads under valgrind",
@@ -28,7 +29,7 @@ FORMS = {
     "i686": "the C tests for 32-bit x86, under QEMU",
 }
 START, END = "<!-- made by make hardening -->\n", "<!-- end -->\n"
-PRINTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
+PRINTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)|mutants tried: (\d+), survived: 0")
 
 
 def passed_of(name: str, path: Path) -> tuple[int, int]:
@@ -46,7 +47,7 @@ def tried_of(name: str, path: Path) -> int:
     found = PRINTED.search(path.read_text())
     if found is None:
         raise SystemExit(f"{name}: {path} does not say how much was tried")
-    return int(found[1])
+    return int(found[1] or found[2])
 
 
 def row(name: str, folder: Path) -> str:

@@ -277,3 +277,28 @@ def test_on_nonfinite_is_one_of_three_strings():
 def test_two_ways_to_clip(names):
     with pytest.raises(ValueError, match=f"^{names[0]} and {names[1]} are two ways to clip; give one"):
         Options(**dict.fromkeys(names, 1.0))
+
+
+# ---- of storage ----
+
+
+def test_the_limits_of_the_seed():
+    assert rms.Options(seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(ValueError, match="seed must be"):
+        rms.Options(seed=2**64)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float16", ValueError), (np.float32, TypeError)])
+def test_the_dtype_of_square_avg_is_one_name(dtype, error):
+    with pytest.raises(error, match="square_avg_dtype must be None or 'bfloat16', got "):
+        rms.Options(square_avg_dtype=dtype)
+
+
+def test_the_dtype_of_square_avg_stays():
+    with pytest.raises(ValueError, match="the state keeps square_avg with square_avg_dtype=None: call init"):
+        rms.Options().replace(square_avg_dtype="bfloat16")
+
+
+def test_help_leaves_out_what_dataclass_made():
+    assert "buffers" in dir(rms.Options)
+    assert not any(name.startswith("__") for name in dir(rms.Options))
