@@ -72,7 +72,6 @@ analyze: ## static analysis of the C library by gcc, and builds without each opt
 # One that is not there cannot be had by pip. Its packages are taken as wheels: NumPy takes minutes to compile.
 FREETHREADED ?= $(shell command -v python3.14t || command -v python3.13t)
 WITHOUT_GIL = build/freethreaded
-PARALLEL = tree leaves step reference overrides content
 freethreaded: $(VENV)/build.group ## tests of threads on a CPython without GIL: FREETHREADED=python3.14t
 	@test -n "$(FREETHREADED)" || { echo "make freethreaded: no python3.14t, no python3.13t here; FREETHREADED=... says where one is"; exit 1; }
 	$(FREETHREADED) -m venv $(WITHOUT_GIL)
@@ -82,7 +81,6 @@ freethreaded: $(VENV)/build.group ## tests of threads on a CPython without GIL: 
 	  --config-settings=build-dir=$(WITHOUT_GIL)/build .
 	$(WITHOUT_GIL)/bin/python -W error -c 'import sys, rmsprop_native.__main__; assert not sys._is_gil_enabled()'
 	$(WITHOUT_GIL)/bin/python -m pytest -q -m threads tests/test_threads.py tests/test_adversarial_threads.py
-	$(WITHOUT_GIL)/bin/python -m pytest -q --parallel-threads=4 $(PARALLEL:%=tests/test_%.py)
 
 HARDENING = build/hardening
 # Of Debian: qemu-user, and for each machine gcc-MACHINE-linux-gnu and its libc6-dev-*-cross. QEMU's emulation of a
