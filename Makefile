@@ -6,6 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* src/rmsprop_native/*.p* src/rmsprop_native/interop/*.py)
 PY_FILES := src tests examples bench docs/conf.py
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs
 
 .PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl coverage mutation hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
@@ -59,6 +60,7 @@ sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recording
 # What gcc finds along all paths of the C library, and that it is standard C99 without each optional feature of a
 # system. gcc 12 takes an array that memcpy fills in a loop for uninitialised; valgrind and the sanitizers watch that.
 C99 = -std=c99 -pedantic -Wall -Wextra -Werror -Isrc/c -DRMSP_ISA=baseline
+ALL_FEATURES = -DRMSP_HAVE_PTHREADS -DRMSP_HAVE_AFFINITY -DRMSP_HAVE_SIGMASK -DRMSP_HAVE_ATFORK
 FEATURES = -URMSP_HAVE_PTHREADS -DRMSP_NO_FENV -DRMSP_HAVE_PTHREADS "-DRMSP_HAVE_PTHREADS -DRMSP_HAVE_AFFINITY" \
   "-DRMSP_HAVE_PTHREADS -DRMSP_HAVE_SIGMASK" "-DRMSP_HAVE_PTHREADS -DRMSP_HAVE_ATFORK"
 analyze: ## static analysis of the C library by gcc, and builds without each optional feature
@@ -98,15 +100,14 @@ cross-%: $(VENV)/build.group
 	$(BIN)/cmake --build build/cross/$*
 	$(BIN)/ctest --test-dir build/cross/$* --output-on-failure -E test_threads --output-junit $(CURDIR)/$(HARDENING)/$*.xml
 
-# Other compilers and C libraries; clang, clang-tidy and musl-tools of Debian. What clang-tidy asks is in .clang-tidy.
+# Other compilers and C libraries; clang and musl-tools of Debian.
 clang musl: C_TESTS = $(BIN)/cmake -S . -B build/$@ -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF
 clang musl: RUN_C_TESTS = $(BIN)/cmake --build build/$@ && \
   $(BIN)/ctest --test-dir build/$@ --output-on-failure --output-junit $(CURDIR)/$(HARDENING)/$@.xml
-clang: $(VENV)/build.group ## clang-tidy on the C library, and the C tests built by clang
+clang: $(VENV)/build.group ## the C tests built by clang
 	for features in $(FEATURES); do \
 	  for file in src/c/*.c; do clang $(C99) $$features -fsyntax-only $$file || exit 1; done; \
 	done
-	clang-tidy --quiet src/c/*.c -- $(C99) -DRMSP_HAVE_PTHREADS -DRMSP_HAVE_AFFINITY -DRMSP_HAVE_SIGMASK -DRMSP_HAVE_ATFORK
 	$(C_TESTS) -DCMAKE_C_COMPILER=clang
 	$(RUN_C_TESTS)
 
@@ -203,23 +204,36 @@ docs: $(VENV)/docs.group $(VENV)/installed ## build the pages into build/docs; a
 vectors: $(VENV)/test.group $(VENV)/installed ## make the test vectors of vectors/ anew, by the reference
 	$(BIN)/python tests/make_vectors.py
 
+# Of the compiled modules; pure ones are their own stubs.
+STUBS = $(patsubst src/%.pyi,%,$(subst rmsprop_native/,rmsprop_native.,$(wildcard src/rmsprop_native/*.pyi)))
 lint: $(VENV)/lint.group $(VENV)/demo.group $(VENV)/installed ## check style and types
 	$(BIN)/ruff check $(PY_FILES)
-	$(BIN)/ruff format --check $(PY_FILES)
+	$(BIN)/ruff format --check $(PY_FILES) $(PAGES)
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --ignore-missing-stub --mypy-config-file pyproject.toml $(STUBS)
+	$(BIN)/numpydoc lint src/rmsprop_native/*.py src/rmsprop_native/interop/*.py
 	$(BIN)/cython-lint src examples/embed
 	$(BIN)/clang-format --dry-run --Werror src/c/*.[ch] tests/c/*.[ch]
+	printf '%s\n' src/c/*.c | xargs -P 2 -I{} $(BIN)/clang-tidy --quiet {} -- -std=c99 -Isrc/c -DRMSP_ISA=baseline $(ALL_FEATURES)
+	git ls-files | xargs $(BIN)/codespell
+	$(BIN)/repo-review .
+	$(BIN)/zizmor --offline --quiet --persona=auditor .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.readthedocs .readthedocs.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format --default-filetype yaml CITATION.cff
 
 format: $(VENV)/lint.group ## write code the way lint wants it
 	$(BIN)/ruff check --fix $(PY_FILES)
-	$(BIN)/ruff format $(PY_FILES)
+	$(BIN)/ruff format $(PY_FILES) $(PAGES)
 	$(BIN)/clang-format -i src/c/*.[ch] tests/c/*.[ch]
 
 # Repaired for the oldest glibc that it runs with, without libgomp in it: the system's is the one that other libraries
 # use, and threads are our own.
 wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and wheel into dist/, check both, and try the wheel with NumPy alone
-	rm -rf dist build/wheel && mkdir -p build/wheel/source
-	git archive HEAD | tar -x -C build/wheel/source # what is committed, and no walk through .venv
+	rm -rf dist build/wheel && mkdir -p build/wheel
+	git clone -q . build/wheel/source # what is committed, and no walk through .venv
+	$(BIN)/check-sdist --source-dir build/wheel/source
 	$(BIN)/python -m build --outdir build/wheel build/wheel/source
 	$(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist

@@ -19,8 +19,3 @@ html_theme = "furo"
 html_title = f"rmsprop_native {release}"
 html_copy_source = False
 html_show_copyright = False
-html_theme_options = {
-    "source_repository": "https://github.com/rmsprop-native/rmsprop_native/",
-    "source_branch": "main",
-    "source_directory": "docs/",
-}

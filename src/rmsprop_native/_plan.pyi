@@ -1,7 +1,8 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, final
 
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from rmsprop_native._core import Claim
 from rmsprop_native.coefficients import Group
@@ -16,6 +17,7 @@ def check_state(owner: object, params: object, grads: object) -> None: ...
 def is_torch_tensor(leaf: object) -> bool: ...
 def use_exchange_table(wanted: bool) -> bool: ...
 
+@disjoint_base
 class Plan:
     names: tuple[str, ...]
     def __init__(
@@ -46,6 +48,7 @@ class Plan:
     def step_claimed(self, params: Any, grads: Any) -> None: ...
     def use_claim(self, claim: Claim) -> None: ...
 
+@disjoint_base
 class PlanOwner:
     _claim: Claim
     _plan: Plan
@@ -57,6 +60,7 @@ NEEDS_STATE: int
 NEEDS_PLAN: int
 REFUSED: int
 
+@final
 class TensorPlan(Plan):
     refused: tuple[int, int, Exception]
     def __init__(

@@ -141,7 +141,7 @@ class Npz:
             end = data + spec.nbytes
         self.end = end
         central = sum(_CENTRAL.size + len(name) + 4 + _CENTRAL_EXTRA.size for name in (*self.places, "header"))
-        self.size = end + central + _END64.size + _LOCATOR.size + _END.size
+        self.size: int = end + central + _END64.size + _LOCATOR.size + _END.size
 
     @staticmethod
     def read_text(file: BinaryIO, size: int) -> bytes:
@@ -241,7 +241,7 @@ class Safetensors:
         for spec, offset in placed:
             at = begin + offset
             self.places[spec.name] = Place(at, at, tuple(range(len(spec.shape))), _stored(spec.dtype), 0)
-        self.size = begin + end
+        self.size: int = begin + end
 
     @staticmethod
     def read_text(file: BinaryIO, size: int) -> bytes:

@@ -10,6 +10,7 @@ from rmsprop_native.state import init
 
 if TYPE_CHECKING:
     from rmsprop_native.options import Schedule
+    from rmsprop_native.state import State
 
 __all__ = ["RMSProp"]
 
@@ -55,8 +56,8 @@ class RMSProp:
 
     @by_name(2, "RMSProp(params, lr=0.01)")
     def __init__(self, params: Any, **options: Any) -> None:
-        self.params = params
-        self.state = init(params, **options)
+        self.params: Any = params
+        self.state: State = init(params, **options)
 
     def __repr__(self) -> str:
         return f"RMSProp({self.state!r})"

@@ -23,7 +23,14 @@ class ReadOnlyDict(dict[Any, Any]):
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("the arrays of a state cannot be replaced: write to them, as in state.square_avg['w'][...] = 0")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = __ior__ = _refuse
+    __setitem__: Any = _refuse
+    __delitem__: Any = _refuse
+    __ior__: Any = _refuse
+    clear: Any = _refuse
+    pop: Any = _refuse
+    popitem: Any = _refuse
+    setdefault: Any = _refuse
+    update: Any = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
@@ -71,11 +78,11 @@ class Tree:
         keys: tuple[Any, ...] = (),
         children: tuple[Tree, ...] = (),
     ) -> None:
-        self.kind = kind
-        self.container = container
-        self.keys = keys
-        self.children = children
-        self.flat = all(child.kind == LEAF for child in children)
+        self.kind: int = kind
+        self.container: type | None = container
+        self.keys: tuple[Any, ...] = keys
+        self.children: tuple[Tree, ...] = children
+        self.flat: bool = all(child.kind == LEAF for child in children)
         self.size: int = 1 if kind == LEAF else sum(child.size for child in children)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,8 +90,6 @@ class Tree:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tree) and self.__reduce__()[1] == other.__reduce__()[1]
-
-    __hash__ = None  # type: ignore[assignment]
 
     def paths(self, prefix: str = "") -> Iterator[str]:
         """The path of each leaf, keys joined by dots: ``"layer1.w"``, ``"0"``; ``""`` for a lone array."""

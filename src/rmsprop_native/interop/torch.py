@@ -163,12 +163,14 @@ class RMSprop(torch.optim.RMSprop):
         As for torch.optim.RMSprop.
     centered : bool, default False
         Divide by the root of the gradient's variance. Where rounding makes that negative it is 0, not NaN.
-    capturable, differentiable : bool, default False
+    capturable : bool, default False
         As for torch.optim.RMSprop, whose operations are used then.
     foreach : bool, optional
         Which of torch's implementations steps what is not native.
     maximize : bool, default False
         Step along the gradient.
+    differentiable : bool, default False
+        As `capturable`.
     preset : str, optional
         A key of `rmsprop_native.PRESETS`, as "sb3" or "keras": its numbers are the defaults.
     nesterov, eps_inside_sqrt, lr_in_momentum, bias_correction, decoupled_weight_decay : bool, default False
