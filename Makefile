@@ -233,7 +233,7 @@ format: $(VENV)/lint.group ## write code the way lint wants it
 wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and wheel into dist/, check both, and try the wheel with NumPy alone
 	rm -rf dist build/wheel && mkdir -p build/wheel
 	git clone -q . build/wheel/source # what is committed, and no walk through .venv
-	$(BIN)/check-sdist --source-dir build/wheel/source
+	$(BIN)/check-sdist --no-isolation --source-dir build/wheel/source
 	$(BIN)/python -m build --outdir build/wheel build/wheel/source
 	$(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
@@ -241,7 +241,8 @@ wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and wheel into d
 	$(BIN)/check-wheel-contents dist/*.whl
 	$(PYTHON) -m venv build/wheel/alone
 	build/wheel/alone/bin/python -m pip --disable-pip-version-check --quiet install dist/*.whl
-	cd build/wheel && alone/bin/python -c 'import numpy as np, rmsprop_native as rms; w = np.ones(3); s = rms.init(w, lr=0.1); [rms.update_(w, 2 * w, s) for _ in range(20)]; assert abs(w).max() < 0.2; rms.bench(0)'
+	build/wheel/alone/bin/python -I tests/alone.py
+	build/wheel/alone/bin/python -I -m rmsprop_native check
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist .*_cache

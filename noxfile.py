@@ -12,7 +12,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 
 
-@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+@nox.session(python=["3.11", "3.12", "3.13", "3.14", "3.15"])
 def tests(session: nox.Session) -> None:
     """Run the tests."""
     session.install(".", *nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test", "demo"))
