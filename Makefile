@@ -16,6 +16,7 @@ demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten dig
 	$(BIN)/python examples/digits.py
 
 test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/installed ## run the tests
+	@echo "About 7000 tests, five minutes on two cores:"
 	$(BIN)/python -m pytest
 
 test-c: $(VENV)/build.group ## run the tests of the C library, which need no Python
@@ -249,12 +250,14 @@ clean: ## remove what was built
 
 $(VENV)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11")'
+	@echo "An environment for everything, $(VENV); make help lists the commands:"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade "pip>=25.1"
 	@touch $@
 
 # The dependency groups of pyproject.toml.
 $(VENV)/%.group: pyproject.toml | $(VENV)/pip
+	@echo "Packages of the group $* of pyproject.toml, into $(VENV):"
 	$(PIP) install --group $*
 	@touch $@
 
@@ -265,6 +268,7 @@ $(VENV)/recordings: | $(VENV)/pip
 
 # Without build isolation, so that what did not change is not compiled again.
 $(VENV)/installed: $(SOURCES) $(VENV)/build.group
+	@echo "Compiling and installing rmsprop_native into $(VENV), half a minute at the first time:"
 	$(PIP) install --no-build-isolation --config-settings=build-dir=build/venv .
 	@touch $@
 

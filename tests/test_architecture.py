@@ -251,6 +251,12 @@ def test_no_python_of_the_docs_goes_untested(page):
     assert "$$" not in outside
 
 
+def test_every_example_is_on_its_page():
+    page = (ROOT / "docs" / "examples.md").read_text()
+    programs = {path.name for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text()}
+    assert set(re.findall(r"\(\.\./examples/(\w+\.py)\)", page)) == programs
+
+
 def test_every_figure_has_a_script_and_a_page():
     writers = {path.stem for path in (ROOT / "examples").glob("*.py")}
     writers |= set(re.findall(r'"(\w+)\.png"', "".join(path.read_text() for path in (ROOT / "bench").glob("*.py"))))
