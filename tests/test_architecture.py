@@ -251,6 +251,13 @@ def test_no_python_of_the_docs_goes_untested(page):
     assert "$$" not in outside
 
 
+@pytest.mark.parametrize("page", sorted({*ROOT.glob("*.md"), *PAGES}), ids=lambda page: page.name)
+def test_lines_of_pages_are_short(page):
+    """But for rows of tables, which cannot be broken, and what make bench writes."""
+    lines = page.read_text().partition("<!-- Below this line everything is written by")[0].splitlines()
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
 def test_every_example_is_on_its_page():
     page = (ROOT / "docs" / "examples.md").read_text()
     programs = {path.name for path in (ROOT / "examples").glob("*.py") if "__main__" in path.read_text()}
