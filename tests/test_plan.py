@@ -7,6 +7,7 @@ import contextlib
 import sys
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import check_alike, memory_failures, on_reference, refused, run_together, same_bits, small_tree
@@ -250,3 +251,22 @@ def test_memory_that_runs_out_writes_nothing(kind):
         reference.update_(ref_params, grads, ref_state)
         check_alike(params, state, ref_params, ref_state)
     assert failures > 0
+
+
+@pytest.mark.parametrize("cuts", [(1000,), (7, 4097), (1, 2, 5001)], ids=str)
+@pytest.mark.parametrize("layout", ["dense", "strided"])
+def test_parts_of_a_leaf_have_the_random_bits_of_the_whole(cuts, layout, rng):
+    """Of leaf 1 of two: the parts begin at even and odd elements, and are stepped by kernels and by blocks."""
+    options = {"lr": 0.5, "square_avg_dtype": "bfloat16", "master_weights": False, "seed": 3}
+    first, whole, grad = [*rng.standard_normal((3, 9001)).astype(ml_dtypes.bfloat16)]
+    pieces = np.split(whole.repeat(2)[::2] if layout == "strided" else whole.copy(), cuts)
+    both = [first, whole]
+    state, in_parts = rms.init(both, **options), rms.init(pieces, **options)
+    in_parts._plan.set_origins([(1, start) for start in (0, *cuts)])
+    copy = in_parts.copy()
+    rms.update_(both, [None, grad], state)
+    copied = [piece.copy() for piece in pieces]
+    for params, of_parts in ((pieces, in_parts), (copied, copy)):
+        rms.update_(params, np.split(grad, cuts), of_parts)
+        assert same_bits(np.concatenate(params), whole)
+        assert same_bits(np.concatenate(of_parts.square_avg), state.square_avg[1])

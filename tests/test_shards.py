@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import check_alike, copied, small_tree
@@ -26,15 +27,16 @@ def save_in_parts(folder, state, of_parts):
     files = []
     for number, shards in enumerate(of_parts):
         names = [name_of(paths[shard.leaf], shard) for shard in shards]
-        dtypes = [np.dtype(described["leaves"][shard.leaf]["dtype"]) for shard in shards]
+        dtypes = [state._leaf_dtypes[shard.leaf] for shard in shards]
         leaves = [Leaf(n, d, (s.stop - s.start,), (0,), False) for n, d, s in zip(names, dtypes, shards, strict=True)]
         structure = flatten(dict.fromkeys(names, 0))[1]
         seen = bytes(described["seen"][shard.leaf] for shard in shards)
         of_part, _ = describe(state.options, {}, structure, leaves, counts, seen, plain=True)
         values = {
             f"{name}/{i}": arrays[f"{name}/{shard.leaf}"].reshape(-1)[shard.start : shard.stop]
-            for name in state.options.buffers
+            for name in state._plan.names
             for i, shard in enumerate(shards)
+            if f"{name}/{shard.leaf}" in arrays
         }
         files.append((f"part-{0:016x}-{number}.npz", shards))
         with open(folder / files[-1][0], "wb+") as file:
@@ -47,8 +49,12 @@ def save_in_parts(folder, state, of_parts):
 PARTS = [[Shard(0, 0, 5), Shard(1, 0, 2)], [Shard(1, 2, 3)], [], [Shard(0, 5, 12)]]
 
 
-def trained(rng, **options):
+def trained(rng, *, narrow=False, **options):
     params, grads = small_tree(rng), small_tree(rng)
+    if narrow:
+        params["layer1"]["w"], grads["layer1"]["w"] = (
+            tree["layer1"]["w"].astype(ml_dtypes.bfloat16) for tree in (params, grads)
+        )
     state = rms.init(params, **options)
     for _ in range(3):
         rms.update_(params, grads, state)
@@ -59,6 +65,8 @@ EVERY = {
     "plain": {},
     "all": {"momentum": 0.9, "centered": True, "ema": 0.9, "accumulate": 2},
     "rates": {"overrides": {"layer1.w": {"lr": np.array([0.1, 1 / 3, 1e-300])}}},
+    "split": {"narrow": True, "accumulate": 2},
+    "rounded": {"narrow": True, "master_weights": False, "seed": 5},
 }
 
 
@@ -67,7 +75,8 @@ EVERY = {
 def test_parts_are_one_state(rng, tmp_path, name, with_like):
     params, grads, state = trained(rng, **EVERY[name])
     save_in_parts(tmp_path, state, PARTS)
-    other = {"layer1": {"b": params["layer1"]["b"].copy(), "w": params["layer1"]["w"].copy()}}  # in another order
+    order = "wb" if name == "rounded" else "bw"  # another one, but for random bits, which follow the order
+    other = {"layer1": {key: params["layer1"][key].copy() for key in order}}
     back = rms.load(tmp_path, like=other if with_like else None)
     if not with_like:
         check_alike(params, back, copied(params), state)
@@ -118,6 +127,7 @@ WRONG = {
     "negative": (changed("parts", 0, 1, 0, 1)(lambda old: -1), "must be in [0, 2**53)"),
     "a number": (changed("parts")(lambda old: 3), "no manifest"),
     "moved": (changed("parts", 0, 1)(lambda old: old[::-1]), "its leaves are not those that the manifest says"),
+    "storage": (changed("state", "options", "master_weights")(lambda old: False), "its master_weights is True, the"),
     "buffers": (changed("state", "options", "momentum")(lambda old: 0.5), "the manifest square_avg, momentum_buffer"),
 }
 

@@ -457,6 +457,11 @@ typedef struct rmsp_counts {
     unsigned char *seen; /* for each leaf, whether it had a gradient since the last step; with accumulate > 1 */
 } rmsp_counts;
 
+/* Where the first element of a leaf is, if it is a part of another one, which its random bits are counted in. */
+typedef struct rmsp_origin {
+    ptrdiff_t leaf, element;
+} rmsp_origin;
+
 /* How much work a step is: reals with a gradient, and what threads could share of it: the bytes of the gradients,
  * less 256 a leaf, which it takes to bring a leaf to another core (1000 leaves of 256 bytes ran 1.4 times as long on
  * two threads, 64 leaves of 4096 bytes 0.65 times). */
@@ -477,8 +482,9 @@ typedef struct rmsp_plan {
     rmsp_range *memory; /* where state arrays lie: memory_count pieces that do not overlap; none where they are given */
     size_t memory_count;
     rmsp_range *ranges; /* room for memory_count and, for each leaf, its parameter and the buffers that are given */
-    int threads;        /* what rmsp_run gives rmsp_thread_count */
-    int has_axes;       /* rmsp_use_axes was called */
+    const rmsp_origin *origins; /* one a leaf, or NULL: leaves are whole */
+    int threads;                /* what rmsp_run gives rmsp_thread_count */
+    int has_axes;               /* rmsp_use_axes was called */
     /* Set by binding. */
     size_t range_count;
     int bound;                   /* ranges are those of the parameters now bound; 0 makes the next binding a full one */

@@ -187,7 +187,7 @@ typedef struct bf16_context {
     const rmsp_leaf *leaf;
     rmsp_bf16_fn *kernel; /* or NULL */
     uint32_t stream;
-    size_t first; /* the element of the leaf at which this block, or `order`, begins */
+    size_t first; /* the element of the whole leaf at which this block, or `order`, begins */
     const rmsp_layout *order;
     size_t done; /* elements of the order before this block */
 } bf16_context;
@@ -399,18 +399,21 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
                                                             : RMSP_PARAM_SPLIT;
         const int storage = RMSP_BF16_STORAGE(param, has_grad16(leaf), extra->avg16);
         const int has_kernel = !has_rates && extra->ema == NULL;
-        bf16_context narrow = {step,
-                               of_step,
-                               has_rates ? &with_rates.block : &context,
-                               has_rates ? &with_rates.rates : NULL,
-                               run->isa,
-                               leaf,
-                               has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
-                               rmsp_stream(run->plan->rules.seed, (uint64_t)run->plan->counts->steps,
-                                           (uint64_t)(leaf - run->plan->leaves)),
-                               first,
-                               layout,
-                               start};
+        const size_t index = (size_t)(leaf - run->plan->leaves);
+        const rmsp_origin whole = {(ptrdiff_t)index, 0};
+        const rmsp_origin origin = run->plan->origins == NULL ? whole : run->plan->origins[index];
+        bf16_context narrow = {
+            step,
+            of_step,
+            has_rates ? &with_rates.block : &context,
+            has_rates ? &with_rates.rates : NULL,
+            run->isa,
+            leaf,
+            has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
+            rmsp_stream(run->plan->rules.seed, (uint64_t)run->plan->counts->steps, (uint64_t)origin.leaf),
+            (size_t)origin.element + first,
+            layout,
+            start};
         run_blocks(op, leaf, layout, array, start, count, step_bf16_block, &narrow);
     }
 }

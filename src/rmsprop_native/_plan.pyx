@@ -233,6 +233,7 @@ cdef class Plan:
     cdef size_t held  # how many of them hold references
     cdef bint has_tensors  # the leaves are held, and prepared, before they are described
     cdef list prepared  # the rows and values of gradients of rows, while they are stepped
+    cdef object origins  # of leaves that are parts of others: an array, which the plan points to
     cdef object groups  # the index of each leaf's group, as given last
     cdef bint ready  # there are coefficients, but for what a call gives and schedules say
     cdef bint current  # they are those of the next step with the numbers of the last call:
@@ -416,6 +417,20 @@ cdef class Plan:
             arrays.append(array)
         return arrays
 
+    def set_origins(self, object origins):
+        """Count random bits as those of whole leaves, of which the leaves here are parts; the caller has the claim.
+
+        Parameters
+        ----------
+        origins : sequence of (int, int)
+            For each leaf the index of the whole one, and in that the element, in C order, which is its first.
+        """
+        self._keep_origins(np.array(origins, np.intp).reshape(self.plan.leaf_count, 2))
+
+    cdef void _keep_origins(self, cnp.ndarray origins) noexcept:
+        self.origins = origins
+        self.plan.origins = NULL if origins is None else <const c.rmsp_origin *>cnp.PyArray_DATA(origins)
+
     def copy_params(self, object params):
         """A copy of parameters in exact lists, tuples and dicts; NotImplemented where they have other containers,
         arrays of a subclass, or another structure."""
@@ -456,6 +471,7 @@ cdef class Plan:
                 if buffer[0] != NULL:
                     new._buffer(i, k)[0] = new.base + (<char *>buffer[0] - self.base)
         new.whole = self.whole
+        new._keep_origins(self.origins)
         new._copy_numbers(self)
         return new
 

@@ -292,8 +292,13 @@ def values_of(
             ]
             if [(leaf.path, leaf.dtype, leaf.shape) for leaf in content.leaves] != expected:
                 raise ValueError("its leaves are not those that the manifest says")
-            if content.buffers != whole.buffers:
-                raise ValueError(f"it has {', '.join(content.buffers)}, the manifest {', '.join(whole.buffers)}")
+            for name in ("square_avg_dtype", "master_weights"):
+                if content.options[name] != whole.options[name]:
+                    raise ValueError(f"its {name} is {content.options[name]!r}, the manifest's {whole.options[name]!r}")
+            has_halves = any(leaf.dtype.name == "bfloat16" for leaf in content.leaves)
+            buffers = tuple(name for name in whole.buffers if name != "low_half" or has_halves)
+            if content.buffers != buffers:
+                raise ValueError(f"it has {', '.join(content.buffers)}, the manifest {', '.join(buffers)}")
             for spec in content.arrays():
                 buffer, _, place = spec.name.partition("/")
                 shard = shards[int(place)]

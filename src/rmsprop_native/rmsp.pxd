@@ -178,6 +178,10 @@ cdef extern from "rmsp.h" nogil:
         size_t elements
         size_t bytes
 
+    ctypedef struct rmsp_origin:
+        ptrdiff_t leaf
+        ptrdiff_t element
+
     ctypedef struct rmsp_plan:
         rmsp_leaf *leaves
         size_t leaf_count
@@ -190,6 +194,7 @@ cdef extern from "rmsp.h" nogil:
         rmsp_range *memory
         size_t memory_count
         rmsp_range *ranges
+        const rmsp_origin *origins
         int threads
         int bound
         rmsp_work work

@@ -29,7 +29,7 @@ from rmsprop_native.presets import make_options
 from rmsprop_native.tree import Tree, flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Self
 
     from numpy.typing import NDArray
@@ -41,6 +41,7 @@ __all__ = [
     "Given",
     "Like",
     "State",
+    "check_square_avg",
     "from_state_dict",
     "init",
     "like_of",
@@ -496,6 +497,21 @@ def step_with_new_numbers(params: Any, grads: Any, state: State, lr: object, gra
         state._plan.step_claimed(params, grads)
 
 
+def check_square_avg(options: Options, paths: Sequence[str], dtypes: Sequence[np.dtype[Any]]) -> None:
+    """Refuse a dtype of square_avg that leaves of these dtypes cannot have, or that cannot hold what it starts from."""
+    if options.square_avg_dtype is None:
+        return
+    for path, dtype in zip(paths, dtypes, strict=True):
+        if arithmetic(dtype) != np.float32:
+            raise TypeError(
+                f"{title('parameter', path)} is {dtype}: "
+                f"square_avg_dtype={options.square_avg_dtype!r} is for float32 and bfloat16 parameters"
+            )
+    initial = options.initial_square_avg
+    if initial > 0 and not 0 < float(np.array(initial, bfloat16())) < np.inf:
+        raise ValueError(f"initial_square_avg={initial!r} rounds to 0 or infinity in bfloat16")
+
+
 def _fill(
     state: State,
     structure: Tree,
@@ -521,16 +537,7 @@ def _fill(
     state._dtypes = frozenset(np.empty(0, arithmetic(dtype)).real.dtype for dtype in set(state._leaf_dtypes))
     state._largest = largest_number(state._dtypes)
     state._claim = Claim(structure.size)
-    if options.square_avg_dtype is not None:
-        for path, model in zip(paths, models, strict=True):
-            if arithmetic(model.dtype) != np.float32:
-                raise TypeError(
-                    f"{title('parameter', path)} is {model.dtype}: "
-                    f"square_avg_dtype={options.square_avg_dtype!r} is for float32 and bfloat16 parameters"
-                )
-        initial = options.initial_square_avg
-        if initial > 0 and not 0 < float(np.array(initial, bfloat16())) < np.inf:
-            raise ValueError(f"initial_square_avg={initial!r} rounds to 0 or infinity in bfloat16")
+    check_square_avg(options, paths, state._leaf_dtypes)
     names = options.buffers_for(state._leaf_dtypes)
     state._plan = Plan(structure, state._claim, models, names, params, options.square_avg_dtype is not None)
     state._leaf_rates = _rates_of_leaves(state._groups, state._leaf_groups, paths, state._plan)

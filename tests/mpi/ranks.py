@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from cases import NUMBERS, VARIANTS
 from conftest import copied, same_bits
@@ -20,6 +21,7 @@ from mpi4py import MPI
 from pages import run_section
 
 import rmsprop_native as rms
+from rmsprop_native.arrays import arithmetic
 from rmsprop_native.interop import mpi
 from rmsprop_native.tree import flatten
 
@@ -61,8 +63,33 @@ def params_of():
     return grads_of(1000, 0)
 
 
+def narrow_grads_of(rank, step):
+    """A tree of float32 and bfloat16: multiples of 1/64, which bfloat16 holds. Leaves and slices begin at odd places;
+    some gradients are of the other type.
+    """
+    rng = np.random.default_rng([rank, step])
+
+    def array(*shape, dtype=ml_dtypes.bfloat16):
+        return (rng.integers(-64, 64, shape) / 64).astype(dtype)
+
+    return {
+        "w": array(37, 11),
+        "wide": array(71, dtype=np.float32),
+        "b": array(5),
+        "other wide": array(7, 9, dtype=np.float32 if step % 2 else ml_dtypes.bfloat16),
+        "list": [np.asfortranarray(array(9, 7)), array(80)[::2], array(0, 3)],
+        "other": array(45, dtype=np.float32 if (rank + step) % 2 else ml_dtypes.bfloat16),
+    }
+
+
+def narrow_params():
+    params = narrow_grads_of(1000, 0)
+    params["other wide"] = params["other wide"].astype(np.float32)
+    return params
+
+
 def reduced(step, reduction="mean", ranks=None, of=grads_of):
-    """The gradient that one machine is given."""
+    """The gradient that one machine is given: sums of bfloat16 are float32."""
     trees = [of(rank, step) for rank in range(COMM.size if ranks is None else ranks)]
     structure = flatten(trees[0])[1]
     made = []
@@ -70,7 +97,8 @@ def reduced(step, reduction="mean", ranks=None, of=grads_of):
         if leaves[0] is None:
             made.append(None)
             continue
-        total = np.array(np.sum(np.stack(leaves), axis=0, dtype=leaves[0].dtype), order="C")
+        wide = arithmetic(leaves[0].dtype)
+        total = np.array(np.sum(np.stack([leaf.astype(wide) for leaf in leaves]), axis=0, dtype=wide), order="C")
         if reduction == "mean":
             reals = total.reshape(-1).view(total.real.dtype)
             reals /= reals.dtype.type(len(trees))
@@ -84,16 +112,18 @@ def check_same(params, other):
         assert same_bits(a, b), path
 
 
-def whole(state, name):
-    """A buffer of all ranks, in the structure of the parameters."""
-    leaves, structure = flatten(params_of())
+def whole(state, like, name):
+    """A buffer of all ranks, in the structure, shapes and dtypes of that of one machine."""
+    leaves, structure = flatten(like)
     made = [np.zeros(leaf.size, leaf.dtype) for leaf in leaves]
     places = {path: i for i, path in enumerate(structure.paths())}
     covered = [0] * len(made)
     for slices, buffer in COMM.allgather((state.slices, state.buffer(name))):
-        assert slices.keys() == buffer.keys()
-        for path, (start, stop) in slices.items():
-            made[places[path]][start:stop] = buffer[path]
+        assert buffer.keys() == slices.keys() & places.keys()
+        for path, part in buffer.items():
+            start, stop = slices[path]
+            assert part.dtype == made[places[path]].dtype
+            made[places[path]][start:stop] = part
             covered[places[path]] += stop - start
     assert covered == [leaf.size for leaf in leaves]
     return structure.unflatten(a.reshape(leaf.shape) for a, leaf in zip(made, leaves, strict=True))
@@ -102,14 +132,22 @@ def whole(state, name):
 def check_states(state, ref):
     for count in ("step", "skipped", "accumulated"):
         assert getattr(state, count) == getattr(ref, count), count
-    for name in ref.options.buffers:
-        check_same(whole(state, name), getattr(ref, name))
+    for name in ref._plan.names:
+        check_same(whole(state, getattr(ref, name), name), getattr(ref, name))
 
 
 # ---- the same bits as one machine ----
 
 
-def beside_one_machine(steps=50, reduction="mean", of=grads_of, bucket_bytes=512, per_call=lambda step: {}, **options):
+def beside_one_machine(
+    steps=50,
+    reduction="mean",
+    of=grads_of,
+    bucket_bytes=512,
+    per_call=lambda step: {},
+    params_of=params_of,
+    **options,
+):
     """Step here, and beside it as one machine does, and compare all arrays to the bit."""
     options = {"lr": LR} | options
     params, ref_params = params_of(), params_of()
@@ -148,6 +186,78 @@ def every_reduction(reduction):
 @case(bucket={"one line": 1, "odd": 1000, "all": 1 << 20})
 def every_bucket(bucket_bytes):
     beside_one_machine(steps=5, bucket_bytes=bucket_bytes, momentum=0.9, ema=0.9)
+
+
+STORAGES = {
+    "split": {},
+    "split, avg": {"square_avg_dtype": "bfloat16"},
+    "rounded": {"master_weights": False},
+    "all": {"master_weights": False, "square_avg_dtype": "bfloat16"},
+}
+NARROW = {"of": narrow_grads_of, "params_of": narrow_params, "seed": 2**40 + 3}
+
+
+@case(storage=STORAGES, variant=VARIANTS)
+def every_variant_of_storages(storage, options):
+    steps = 50 if COMM.size <= 2 else 10  # ranks that share cores wait for each other's time slices
+    beside_one_machine(steps=steps, bucket_bytes=1 << 20, **NARROW, **storage, **options)
+
+
+@case(storage=STORAGES, reduction={name: name for name in ("sum", "none", "sliced")})
+def storages_by_reduction(storage, reduction):
+    beside_one_machine(steps=10, reduction=reduction, **NARROW, **storage)
+
+
+@case(storage=STORAGES, options={
+    "ema, accumulate": {"ema": 0.875, "accumulate": 3, "bias_correction": True},
+    "overrides": {"overrides": {"w": {"weight_decay": 0.25}, "list.0": {"lr": np.linspace(0.125, 1, 7)}}},
+    "skip": {"on_nonfinite": "skip", "maximize": True},
+})  # fmt: skip
+def storages_with_options(storage, options):
+    beside_one_machine(steps=8, **NARROW, **storage, **options)
+
+
+@case(storage=STORAGES)
+def storages_of_spans(storage):
+    """Leaves of several spans, of which slices begin at odd elements."""
+
+    def of(rank, step):
+        rng = np.random.default_rng([rank, step])
+        return [(rng.integers(-64, 64, n) / 64).astype(ml_dtypes.bfloat16) for n in (9001, 7, 12345)]
+
+    beside_one_machine(
+        steps=3, bucket_bytes=1 << 20, **NARROW | {"of": of, "params_of": lambda: of(1000, 0)}, **storage
+    )
+
+
+@case(storage=STORAGES, reduction={name: name for name in ("none", "sliced")})
+def gradients_of_bfloat16_as_they_are(storage, reduction):
+    params, ref_params = narrow_params(), narrow_params()
+    state = mpi.init(params, comm=COMM, reduction=reduction, bucket_bytes=512, **storage)
+    ref = rms.init(ref_params, **storage)
+    for step in range(6):
+        grads = narrow_grads_of(0, step)
+        mpi.update_(params, state.slice_of(grads) if reduction == "sliced" else grads, state)
+        rms.update_(ref_params, grads, ref)
+    check_same(params, ref_params)
+    check_states(state, ref)
+
+
+@case()
+def written_between_steps():
+    """Parameters that are zeroed, negated and replaced: a lower half that is stale is read as on one machine."""
+    params, ref_params = narrow_params(), narrow_params()
+    state, ref = mpi.init(params, comm=COMM, lr=LR, bucket_bytes=512), rms.init(ref_params, lr=LR)
+    for step in range(9):
+        for tree in (params, ref_params):
+            if step in (3, 6):
+                tree["w"][::2] = 0
+                tree["w"][1::4] *= ml_dtypes.bfloat16(-1)
+                tree["other"][:20] = tree["w"][0, 0]
+        mpi.update_(params, narrow_grads_of(COMM.rank, step), state)
+        rms.update_(ref_params, reduced(step, of=narrow_grads_of), ref)
+    check_same(params, ref_params)
+    check_states(state, ref)
 
 
 EVERY_OPTION = {
@@ -332,6 +442,7 @@ WRONG = {
     "list": (TypeError, _with("number", [1.0]), "gradient 'number' is a list, not a numpy.ndarray"),
     "missing": (ValueError, lambda grads, params: {"layer": grads["layer"]}, "do not have the keys of the parameters"),
     "rows": (TypeError, _with("complex", rms.RowGrad([0], np.zeros(1))), "gradient 'complex' is a RowGrad"),
+    "narrow": (TypeError, _with("complex", np.zeros(13, ml_dtypes.bfloat16)), "'complex' has dtype bfloat16, param"),
     "masked": (TypeError, _with("complex", np.ma.zeros(13, np.complex64)), "is a masked array"),
     "itself": (ValueError, _with("complex", lambda params: params["complex"]), "overlaps parameter 'complex' in memo"),
 }
@@ -434,6 +545,7 @@ def init_is_refused_everywhere():
         ({"overrides": {"list.1": {"lr": np.ones(5)}}}, ValueError, "does not broadcast to (9, 7)"),
         ({"reduction": "average"}, ValueError, "reduction must be one of"),
         ({"nothing": 1}, TypeError, "no option 'nothing'"),
+        ({"square_avg_dtype": "bfloat16"}, TypeError, "parameter 'list.0' is float64: square_avg_dtype='bfloat16' is"),
     ):
         message_found = ""
         try:
@@ -510,16 +622,22 @@ def a_second_caller_is_refused():
 # ---- memory and bytes ----
 
 
-@case(options={"plain": {}, "all": {"momentum": 0.9, "centered": True, "ema": 0.9, "accumulate": 2}})
-def memory(options):
+TREES = {"wide": params_of, "narrow": narrow_params}
+
+
+@case(
+    tree=TREES,
+    options={"plain": {}, "all": {"momentum": 0.9, "centered": True, "ema": 0.9, "accumulate": 2}},
+)
+def memory(tree, options):
     """The arrays kept are total / n and at most one cache line for each dtype and buffer."""
-    params = params_of()
-    state = mpi.init(params, comm=COMM, **options)
-    buffers = len(state.options.buffers)
-    total = sum(leaf.nbytes for leaf in flatten(params)[0])
+    params = tree()
+    state, ref = mpi.init(params, comm=COMM, **options), rms.init(params, **options)
+    names = ref._plan.names
+    total = sum(leaf.nbytes for name in names for leaf in flatten(getattr(ref, name))[0])
     dtypes = {leaf.dtype for leaf in flatten(params)[0]}
-    assert sum(COMM.allgather(state.nbytes)) == buffers * total
-    assert state.nbytes <= buffers * (total / COMM.size + 64 * len(dtypes))
+    assert sum(COMM.allgather(state.nbytes)) == total
+    assert state.nbytes <= total / COMM.size + 64 * len(dtypes) * len(names)
 
 
 class Counting(MPI.Intracomm):
@@ -548,20 +666,26 @@ class Counting(MPI.Intracomm):
         return super().Allreduce(send, receive, op)
 
 
-@case(reduction={"mean": ("mean", 2), "none": ("none", 1), "sliced": ("sliced", 1)})
-def bytes_sent(reduction):
-    """All ranks together send 2 (n - 1) times the parameters, and none more than its share and a line."""
-    reduction, passes = reduction
+@case(tree=TREES, reduction={name: name for name in ("mean", "none", "sliced")})
+def bytes_sent(tree, reduction):
+    """All ranks together send n - 1 times the gradients, unless they are reduced already, those of bfloat16 as float32,
+    and the parameters as they are; none sends more than its share and a line.
+    """
     comm = Counting(COMM)
-    params = params_of()
+    params = tree()
     state = mpi.init(params, comm=comm, reduction=reduction, bucket_bytes=1024)
     comm.sent = dict.fromkeys(comm.sent, 0)
-    grads = reduced(0)
+    grads = copied(params)
     mpi.update_(params, state.slice_of(grads) if reduction == "sliced" else grads, state)
-    n, total = COMM.size, sum(leaf.nbytes for leaf in flatten(params)[0])
-    assert sum(COMM.allgather(comm.sent["reduce"] + comm.sent["gather"])) == passes * (n - 1) * total
-    lines = 64 * len({leaf.dtype for leaf in flatten(params)[0]})
-    assert comm.sent["reduce"] + comm.sent["gather"] <= passes * ((n - 1) / n * total + lines)
+    n, leaves = COMM.size, flatten(params)[0]
+    lines = 64 * len({leaf.dtype for leaf in leaves})
+    totals = {
+        "reduce": sum(leaf.size * arithmetic(leaf.dtype).itemsize for leaf in leaves) if reduction == "mean" else 0,
+        "gather": sum(leaf.nbytes for leaf in leaves),
+    }
+    for what, total in totals.items():
+        assert sum(COMM.allgather(comm.sent[what])) == (n - 1) * total
+        assert comm.sent[what] <= (n - 1) / n * total + lines
     assert comm.sent["agree"] == 24
 
 
@@ -579,11 +703,20 @@ def saved_here_and_loaded(options):
     """By these ranks with other buckets, by each rank alone, and as the state of one machine; all go on alike. With
     the mean that all have, so that the gradients are the same in any number of ranks.
     """
-    folder = FOLDER / f"here-{COMM.size}-{len(options)}"
-    params = params_of()
+    saved_and_loaded(params_of(), grads_of, f"here-{COMM.size}-{len(options)}", options)
+
+
+@case(storage=STORAGES, options={"plain": {}, "all": SAVED["all"]})
+def storages_saved_and_loaded(storage, options):
+    name = f"narrow-{COMM.size}-{len(options)}-{len(storage)}-{'master_weights' in storage}"
+    saved_and_loaded(narrow_params(), narrow_grads_of, name, {"seed": 5} | storage | options)
+
+
+def saved_and_loaded(params, of, name, options):
+    folder = FOLDER / name
     state = mpi.init(params, comm=COMM, reduction="none", bucket_bytes=512, **options)
     for step in range(4):
-        mpi.update_(params, reduced(step, ranks=4), state)
+        mpi.update_(params, reduced(step, ranks=4, of=of), state)
         mpi.save(folder, state)
     assert len(list(folder.iterdir())) == COMM.size + 1  # older parts are gone
     trees = [copied(params) for _ in range(3)]
@@ -596,7 +729,7 @@ def saved_here_and_loaded(options):
         assert loaded.options == state.options
     check_states(states[0], whole_state)
     for step in range(4, 8):
-        grads = reduced(step, ranks=4)
+        grads = reduced(step, ranks=4, of=of)
         mpi.update_(params, grads, state)
         for tree, loaded in zip(trees, states, strict=False):
             mpi.update_(tree, grads, loaded)
@@ -608,24 +741,34 @@ def saved_here_and_loaded(options):
 
 def saved_by_others(ranks):
     """Go on with what so many ranks saved."""
-    params, ref_params = params_of(), params_of()
-    options = {"lr": LR, "momentum": 0.9, "ema": 0.5, "accumulate": 2}
+    for name, of, make, storage in (
+        ("wide", grads_of, params_of, {}),
+        ("split", narrow_grads_of, narrow_params, {}),
+        ("all", narrow_grads_of, narrow_params, STORAGES["all"]),
+    ):
+        saved_by_others_as(f"{name}-by-{ranks}", ranks, of, make, storage)
+
+
+def saved_by_others_as(name, ranks, of, make, storage):
+    params, ref_params = make(), make()
+    options = {"lr": LR, "momentum": 0.9, "ema": 0.5, "accumulate": 2, **storage}
+    grads = [reduced(step, ranks=4, of=of) for step in range(10)]
     if COMM.size == ranks:
         state = mpi.init(params, comm=COMM, reduction="none", bucket_bytes=300, **options)
         for step in range(5):
-            mpi.update_(params, reduced(step, ranks=4), state)
-        mpi.save(FOLDER / f"by-{ranks}", state)
+            mpi.update_(params, grads[step], state)
+        mpi.save(FOLDER / name, state)
     else:
         ref = rms.init(params, **options)
         for step in range(5):
-            rms.update_(params, reduced(step, ranks=4), ref)
-    state = mpi.load(FOLDER / f"by-{ranks}", params, comm=COMM, reduction="none")
+            rms.update_(params, grads[step], ref)
+    state = mpi.load(FOLDER / name, params, comm=COMM, reduction="none")
     ref = rms.init(ref_params, **options)
     for step in range(5):
-        rms.update_(ref_params, reduced(step, ranks=4), ref)
+        rms.update_(ref_params, grads[step], ref)
     for step in range(5, 10):
-        mpi.update_(params, reduced(step, ranks=4), state)
-        rms.update_(ref_params, reduced(step, ranks=4), ref)
+        mpi.update_(params, grads[step], state)
+        rms.update_(ref_params, grads[step], ref)
     check_same(params, ref_params)
     check_states(state, ref)
 

@@ -2,7 +2,8 @@
 
 The leaves of each dtype are laid one after another, flattened in C order, and each rank owns a run of whole cache lines
 of them, which `rmsprop_native.update_` steps. A step sums the gradients of all ranks into their owners
-(reduce-scatter), and sends the new parameters to all ranks (all-gather), in buckets. docs/distributed.md has the costs.
+(reduce-scatter), and sends the new parameters to all ranks (all-gather), in buckets. bfloat16 gradients are summed in
+float32; bfloat16 parameters travel as integers of 16 bits. docs/distributed.md has the costs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from mpi4py import MPI
 
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, as_arrays, is_torch_tensor
-from rmsprop_native.arrays import RowGrad, refusal, title
+from rmsprop_native.arrays import RowGrad, arithmetic, refusal, title
 from rmsprop_native.atomic_file import replacing
 from rmsprop_native.checkpoint import manifest_of, values_of, write_content
 from rmsprop_native.coefficients import check_dtype, check_lr, group_of, resolve_lr
@@ -35,7 +36,7 @@ from rmsprop_native.overrides import broadcast_rates, check_overrides, check_pat
 from rmsprop_native.presets import make_options
 from rmsprop_native.reference import clip_factor
 from rmsprop_native.shards import MANIFEST, Shard, is_part, name_of, write_manifest
-from rmsprop_native.state import Given, options_of
+from rmsprop_native.state import Given, check_square_avg, options_of
 from rmsprop_native.state import init as init_slice
 from rmsprop_native.tree import flatten
 
@@ -53,10 +54,11 @@ if TYPE_CHECKING:
 __all__ = ["BUCKET_BYTES", "ShardedState", "init", "load", "save", "update_"]
 
 BUCKET_BYTES = 32 << 20
-"""Bytes of parameters in a bucket, of all ranks together."""
-# Of the real numbers that arrays consist of. A storage type that MPI does not have is one more entry here, as integers
-# of its size, which are gathered; its gradients are summed in its arithmetic type (_Step._reduce).
-_TYPES = {np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE}
+"""Bytes of gradients in a bucket, of all ranks together."""
+# Of what arrays are sent as (_as_sent).
+_TYPES = {
+    np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE, np.dtype(np.uint16): MPI.UINT16_T
+}  # fmt: skip
 _LINE = 64  # bytes of a cache line
 _SLOTS = 2  # buckets that are under way at a time
 _REDUCTIONS = ("mean", "sum", "none", "sliced")
@@ -69,8 +71,6 @@ class Piece(NamedTuple):
 
     leaf: int
     start: int
-    """A storage type that is rounded by random numbers takes those of the element's index in the whole leaf, which is
-    this one for the first element of the piece."""
     stop: int
     offset: int
     """Where it begins in its bucket."""
@@ -100,15 +100,16 @@ class _Bucket(NamedTuple):
     """A part of the slice of each rank, of one dtype."""
 
     counts: list[int]
-    """For each rank its real numbers, and where they begin in the bucket."""
+    """For each rank its elements, and where they begin in the bucket."""
     starts: list[int]
     pieces: list[Piece]
     """Of all ranks, in the order of the bucket."""
     own: list[Piece]
     send: NDArray[Any]
-    """The gradients of all ranks' slices; its memory is that of another bucket too."""
+    """The gradients of all ranks' slices, in the dtype that they are summed in; its memory is that of another bucket
+    too."""
     gathered: NDArray[Any]
-    """Likewise the parameters."""
+    """Likewise the parameters, as they are stored."""
     grad: NDArray[Any]
     """The reduced gradient of the own slice."""
 
@@ -121,7 +122,7 @@ def slices(sizes: Sequence[int], itemsize: int, ranks: int) -> list[tuple[int, i
     sizes : sequence of int
         The elements of each leaf.
     itemsize : int
-        Bytes of an element.
+        Bytes of an element of what is sliced: of a running mean, which bfloat16 parameters have in float32.
     ranks : int
 
     Returns
@@ -220,7 +221,7 @@ class ShardedState:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays that this rank keeps from step to step."""
-        return sum(array.nbytes for name in self.options.buffers for _, array in self._buffer(name))
+        return sum(array.nbytes for name in self._buffers for _, array in self._buffer(name))
 
     def buffer(self, name: str) -> dict[str, NDArray[Any]]:
         """A copy of the part of a buffer that is in this rank.
@@ -228,12 +229,12 @@ class ShardedState:
         Parameters
         ----------
         name : str
-            "square_avg", "momentum_buffer", "grad_avg", "ema" or "grad_sum".
+            "square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum" or "low_half".
 
         Returns
         -------
         dict of str to numpy.ndarray
-            For each leaf of `slices` its elements, of shape (stop - start,).
+            For each leaf of `slices` that has one its elements, of shape (stop - start,).
 
         Raises
         ------
@@ -242,8 +243,8 @@ class ShardedState:
         RuntimeError
             If the state is inside a step.
         """
-        if name not in self.options.buffers:
-            raise ValueError(f"the state has {', '.join(self.options.buffers)}, not {name!r}")
+        if name not in self._buffers:
+            raise ValueError(f"the state has {', '.join(self._buffers)}, not {name!r}")
         with self._claim:
             parts: dict[str, list[NDArray[Any]]] = {}
             for piece, array in self._buffer(name):
@@ -278,12 +279,17 @@ class ShardedState:
                 made[path] = _flat(array)[start:stop]
         return made
 
+    @property
+    def _buffers(self) -> tuple[str, ...]:
+        """The names of the buffers of all ranks together."""
+        return self.options.buffers_for(dtype for _, dtype, _ in self._models)
+
     def _buffer(self, name: str) -> Iterator[tuple[Piece, NDArray[Any]]]:
         """The pieces of a buffer; the arrays may be written."""
         for units in self._units:
             for unit in units:
                 arrays = unit.sums if name == "grad_sum" else getattr(unit.state, name)
-                for piece in unit.pieces:
+                for piece in unit.pieces if arrays is not None else ():
                     yield piece, arrays[piece.leaf]
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
@@ -314,7 +320,7 @@ class ShardedState:
                 made = _shell(self.comm, self.reduction, self._bucket_bytes, self._structure, self._models)
                 _set_options(made, options, checked)
                 _make_units(made, None, self.step)
-                for name in options.buffers:
+                for name in self._buffers:
                     for (_, new), (_, old) in zip(made._buffer(name), self._buffer(name), strict=True):
                         new[...] = old
             for name in ("options", "overrides", "_groups", "_leaf_groups", "_rates", "_units", "_buckets"):
@@ -412,7 +418,8 @@ def init(
     Parameters
     ----------
     params : numpy.ndarray or nested dict, list, tuple, namedtuple or dataclass of them
-        All parameters, as for `rmsprop_native.init`, the same in every rank to the bit.
+        All parameters, as for `rmsprop_native.init`, the same in every rank to the bit. Those of bfloat16 are sent in
+        half the bytes.
     comm : mpi4py.MPI.Intracomm, default MPI.COMM_WORLD
         The ranks that share the state.
     reduction : {"mean", "sum", "none", "sliced"}
@@ -420,8 +427,9 @@ def init(
         formed; gradients that were reduced already, the same in every rank; or of those only this rank's slice, as
         `ShardedState.slice_of` has it.
     bucket_bytes : int
-        Bytes of parameters that are sent at a time, of all ranks together; memory of four times as many is kept. The
-        numbers do not depend on it, but for the rounding of the norms in `clip_norm` and `clip_global_norm`.
+        Bytes of gradients, as they are summed, that are sent at a time, of all ranks together; memory of four times as
+        many is kept. The numbers do not depend on it, but for the rounding of the norms in `clip_norm` and
+        `clip_global_norm`.
     preset, overrides, **options
         As for `rmsprop_native.init`.
 
@@ -516,8 +524,7 @@ def _shell(comm: Any, reduction: str, bucket_bytes: int, structure: Tree, models
 
 
 def _set_options(state: ShardedState, options: Options, overrides: dict[str, dict[str, Any]]) -> None:
-    if options.square_avg_dtype is not None:  # its random bits would be those of a rank's slice, not of the whole leaf
-        raise ValueError(f"square_avg_dtype={options.square_avg_dtype!r} cannot be divided over MPI ranks yet")
+    check_square_avg(options, state._paths, [dtype for _, dtype, _ in state._models])
     state.options, state.overrides = options, overrides
     state._groups, state._leaf_groups = group_leaves(options, overrides, state._paths)
     state._rates = [_Rate() for _ in state._groups]
@@ -533,22 +540,29 @@ def _make_units(state: ShardedState, params: list[NDArray[Any]] | None, steps: i
     plans = []  # for each bucket its dtype, counts and pieces
     for dtype in dict.fromkeys(dtype for _, dtype, _ in state._models):
         members = [i for i, (_, other, _) in enumerate(state._models) if other == dtype]
-        ranges = slices([state._sizes[i] for i in members], dtype.itemsize, size)
+        itemsize = arithmetic(dtype).itemsize
+        ranges = slices([state._sizes[i] for i in members], itemsize, size)
         ends = list(itertools.accumulate((state._sizes[i] for i in members), initial=0))
-        chunk = max(state._bucket_bytes // size // _LINE, 1) * (_LINE // dtype.itemsize)
+        chunk = max(state._bucket_bytes // size // _LINE, 1) * (_LINE // itemsize)
         for first in range(0, max(stop - start for start, stop in ranges), chunk):
             parts = [(min(start + first, stop), min(start + first + chunk, stop)) for start, stop in ranges]
             plans.append((dtype, parts, _pieces_of(members, ends, parts)))
-    most = max((sum(stop - start for start, stop in parts) * dtype.itemsize for dtype, parts, _ in plans), default=0)
-    slots = [[np.empty(most, np.uint8) for _ in range(_SLOTS)] for _ in range(2)]
+    slots = []
+    for of_dtype in (arithmetic, np.dtype):  # of gradients, of parameters
+        sizes = (sum(stop - start for start, stop in parts) * of_dtype(dtype).itemsize for dtype, parts, _ in plans)
+        most = max(sizes, default=0)
+        slots.append([np.empty(most, np.uint8) for _ in range(_SLOTS)])
     state._buckets, state._units, state.slices = [], [], {}
     for k, (dtype, parts, pieces) in enumerate(plans):
         lengths = [stop - start for start, stop in parts]
         starts = list(itertools.accumulate(lengths, initial=0))
-        nbytes = starts[-1] * dtype.itemsize
-        send, gathered = (of_slot[k % _SLOTS][:nbytes].view(dtype) for of_slot in slots)
+        wide = arithmetic(dtype)
+        send, gathered = (
+            of_kind[k % _SLOTS][: starts[-1] * kind.itemsize].view(kind)
+            for of_kind, kind in zip(slots, (wide, dtype), strict=True)
+        )
         own = [piece for piece in pieces if starts[rank] <= piece.offset < starts[rank + 1]]
-        bucket = _Bucket(lengths, starts[:-1], pieces, own, send, gathered, np.zeros(lengths[rank], dtype))
+        bucket = _Bucket(lengths, starts[:-1], pieces, own, send, gathered, np.zeros(lengths[rank], wide))
         state._buckets.append(bucket)
         clips = any(group.options.clip_norm is not None for group in state._groups)
         # With a limit for each leaf's norm, each has a factor of its own, and so a call of its own.
@@ -605,6 +619,7 @@ def _make_unit(
     kept = {name: getattr(options, name) for name in type(options).__dataclass_fields__} | {"accumulate": 1}
     made = init_slice(views, overrides=overrides, **kept)
     made.step = steps
+    made._plan.set_origins([(piece.leaf, piece.start) for piece in pieces])
     return _Unit(made, pieces, views, grads, sums)
 
 
@@ -754,7 +769,7 @@ def load(
 def _fill(state: ShardedState, folder: Any, manifest: Manifest, places: list[int]) -> None:
     """Read the own slice from the parts; `places` has the index of each saved leaf here."""
     mine: dict[tuple[str, int], list[tuple[Piece, NDArray[Any]]]] = {}
-    for name in state.options.buffers:
+    for name in state._buffers:
         for piece, array in state._buffer(name):
             mine.setdefault((name, piece.leaf), []).append((piece, array))
 
@@ -795,8 +810,11 @@ def _part(state: ShardedState) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]
     seen = bytes(state._claim.seen[shard.leaf] for shard in shards)
     structure = flatten(dict.fromkeys(names, 0))[1]
     described, _ = describe(state.options, {}, structure, leaves, _counts(state), seen, plain=True)
+    places = {(shard.leaf, shard.start): i for i, shard in enumerate(shards)}
     arrays = {
-        f"{name}/{i}": array for name in state.options.buffers for i, (_, array) in enumerate(state._buffer(name))
+        f"{name}/{places[piece.leaf, piece.start]}": array
+        for name in state._buffers
+        for piece, array in state._buffer(name)
     }
     for shard, (_, array) in zip(shards, state._buffer("square_avg"), strict=True):
         refuse_negative("square_avg", state._paths[shard.leaf], array)
@@ -834,7 +852,7 @@ def _gradient(path: str, leaf: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
     if issubclass(type(leaf), np.ma.MaskedArray):
         raise refusal("masked", name, leaf)
     array: NDArray[Any] = np.ndarray.view(leaf, np.ndarray)
-    if array.dtype != dtype:
+    if arithmetic(array.dtype) != arithmetic(dtype):  # bfloat16 and float32 go together
         raise refusal("other_dtype", name, array, dtype=dtype, owner=owner)
     if array.shape != shape:
         raise refusal("other_shape", name, array, shape=shape, owner=owner)
@@ -895,7 +913,7 @@ def _check_numbers(state: ShardedState, lr: object, grad_scale: object) -> tuple
     rate = None if lr is None else check_lr(lr)
     scale = check_number("grad_scale", grad_scale)
     rates = [resolve_lr(group.options, None if group.own_lr else rate, state.step) for group in state._groups]
-    dtypes = {np.empty(0, dtype).real.dtype for _, dtype, _ in state._models}
+    dtypes = {np.empty(0, arithmetic(dtype)).real.dtype for _, dtype, _ in state._models}
     for group, its_rate in zip(state._groups, rates, strict=True):
         for dtype in dtypes:
             check_dtype(group_of(group.options, its_rate, scale), group.options, dtype)
@@ -914,7 +932,8 @@ def update_(params: Any, grads: Any, state: ShardedState, *, lr: float | None = 
         All parameters, the same in every rank. They are written, and the same in every rank again.
     grads : numpy.ndarray or nested container of them
         What ``state.reduction`` says: in the structure of `params` with None, in every rank, where there is no
-        gradient; or this rank's slice. No RowGrad.
+        gradient; or this rank's slice. No RowGrad. Where parameters are bfloat16 or float32, gradients may be either,
+        in each rank.
     state : ShardedState
     lr, grad_scale : float, optional
         As for `rmsprop_native.update_`, the same in every rank.
@@ -1059,7 +1078,7 @@ class _Step:
             place = slice(piece.offset, piece.offset + piece.stop - piece.start)
             bucket.send[place] = 0 if grad is None else grad[piece.start : piece.stop]
         counts = [count * _reals(bucket.send) for count in bucket.counts]
-        sent, received = _as_reals(bucket.send), _as_reals(bucket.grad)
+        sent, received = _as_sent(bucket.send), _as_sent(bucket.grad)
         mpi_type = _TYPES[sent.dtype]
         return self.comm.Ireduce_scatter([sent, mpi_type], [received, mpi_type], counts, MPI.SUM)
 
@@ -1085,7 +1104,7 @@ class _Step:
             update_slice(unit.params, given, unit.state, lr=self.lr, grad_scale=scale)
         reals = _reals(bucket.gathered)
         counts, starts = ([reals * number for number in numbers] for numbers in (bucket.counts, bucket.starts))
-        received = _as_reals(bucket.gathered)
+        received = _as_sent(bucket.gathered)
         self.gathers[slot] = (
             bucket,
             self.comm.Iallgatherv(MPI.IN_PLACE, [received, counts, starts, _TYPES[received.dtype]]),
@@ -1173,6 +1192,11 @@ def _reals(array: NDArray[Any]) -> int:
 
 def _as_reals(array: NDArray[Any]) -> NDArray[Any]:
     return array.view(array.real.dtype)
+
+
+def _as_sent(array: NDArray[Any]) -> NDArray[Any]:
+    """An array in a type that every MPI has: reals, or for bfloat16 integers of 16 bits."""
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else _as_reals(array)
 
 
 def _sumsq(grad: NDArray[Any], scale: float) -> float:
