@@ -64,6 +64,16 @@ def test_rho(tmp_path):
     assert lengths[0] < lengths[1] < lengths[2]
 
 
+def test_bfloat16(tmp_path):
+    printed = run("bfloat16.py", tmp_path, "--epochs", "12", "--seeds", "1")
+    losses = dict(re.findall(r"^(.*): loss (\d\.\d+) ", printed, re.MULTILINE))
+    exact, nearest, split, stochastic = (float(loss) for loss in losses.values())
+    assert list(losses) == ["float32", "bfloat16, to the nearest", "bfloat16, split", "bfloat16, stochastic"]
+    assert abs(split / exact - 1) < 0.01
+    assert abs(stochastic / exact - 1) < 0.02
+    assert nearest > 1.3 * exact
+
+
 def test_forgetting_factor(tmp_path):
     printed = run("forgetting_factor.py", tmp_path, "--epochs", "3")
     assert len(re.findall(r"rho 0\.\d+: last loss \d\.\d+, test accuracy \d\d\.\d %", printed)) == 4
