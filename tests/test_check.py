@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +16,39 @@ import rmsprop_native as rms
 from rmsprop_native import _check, _core, reference
 
 
-@pytest.mark.parametrize("dtype", _check.DTYPES)
-def test_the_hashes_are_those_of_the_reference(dtype):
-    assert _check.hash_of(dtype, reference) == _check.EXPECTED[dtype]
+@pytest.mark.parametrize("name", _check.SETS)
+def test_the_hashes_are_those_of_the_reference(name):
+    assert _check.hash_of(name, reference) == _check.EXPECTED[name]
+
+
+def mixed(z):
+    """The last steps of splitmix64, as numbers() and tests/c/test_fixed.c have them."""
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return z ^ z >> np.uint64(31)
+
+
+@pytest.mark.parametrize("name", [name for name in _check.SETS if not name.startswith("c")])
+def test_the_hashes_of_the_c_test_are_those_of_the_reference(name):
+    """Those of test_fixed.c, which runs on other processors too: sums of the bits of all numbers, mixed with places."""
+    program = (Path(__file__).parent / "c" / "test_fixed.c").read_text()
+    expected = int(re.search(rf'^    {{"{name}", .*, 0x([0-9a-f]{{16}})}},$', program, re.MULTILINE)[1], 16)
+    storage = _check.SETS[name]
+    first, *grads = (_check.numbers(seed, 4133, storage.grad if seed else storage.param) for seed in range(4))
+    total, place = np.uint64(0), 0
+    for variant in VARIANTS:
+        param = first.copy()
+        state = reference.init(param, **_check.CASES[variant] | storage.options)
+        for grad in grads:
+            reference.update_(param, grad, state)
+            for array in (param, *(getattr(state, buffer) for buffer in _check.BUFFERS)):
+                if array is not None:
+                    bits = array.view(f"u{array.itemsize}").astype(np.uint64)
+                    places = np.arange(place, place + array.size, dtype=np.uint64)
+                    with np.errstate(over="ignore"):
+                        total += mixed(bits + places * np.uint64(0x9E3779B97F4A7C15)).sum()
+                    place += array.size
+    assert total == expected, f"{total:016x}"
 
 
 @pytest.mark.threads
@@ -33,6 +65,16 @@ def test_every_variant_and_preset_is_a_case():
 def test_the_command():
     code = "import runpy, sys; sys.argv = ['', 'check']; runpy.run_module('rmsprop_native', run_name='__main__')"
     assert run_python(code) == "all bits as specified"
+
+
+def test_the_command_without_ml_dtypes():
+    code = """
+import runpy, sys
+sys.modules["ml_dtypes"] = None
+sys.argv = ["", "check"]
+runpy.run_module("rmsprop_native", run_name="__main__")
+"""
+    assert run_python(code) == "all bits as specified, without bfloat16, which needs ml_dtypes"
 
 
 def test_other_bits_are_found_and_named():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rmsprop_native import _core, reference
+from rmsprop_native.arrays import bfloat16
 from rmsprop_native.functional import update_
 from rmsprop_native.presets import PRESETS
 from rmsprop_native.state import init
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CASES", "check", "hash_of", "numbers"]
+__all__ = ["CASES", "SETS", "check", "hash_of", "numbers", "sets_here"]
 
 _MOMENTUM: dict[str, dict[str, Any]] = {
     "": {}, "momentum": {"momentum": 0.9}, "nesterov": {"momentum": 0.9, "nesterov": True}
@@ -39,19 +39,51 @@ def _cases() -> Iterator[tuple[str, dict[str, Any]]]:
 CASES = dict(_cases())
 """Keyword arguments of `init`, under the name of the compiled loop that they choose, or of a preset."""
 
-DTYPES = {"f32": "f4", "f64": "f8", "c64": "c8", "c128": "c16", "bf16": "f4"}
-STORAGE: dict[str, dict[str, Any]] = {"bf16": {"square_avg_dtype": "bfloat16", "seed": 1}}
+DTYPES = {"f32": "f4", "f64": "f8", "c64": "c8", "c128": "c16"}
 STEPS = 3
-BUFFERS = ("square_avg", "momentum_buffer", "grad_avg")
-_SIZE = 4096 + 37  # two spans, which threads divide
+BUFFERS = ("square_avg", "momentum_buffer", "grad_avg", "low_half")
+SIZE = 4096 + 37  # two spans, which threads divide
 
-# SHA-256 of all cases of a dtype, made by the reference: tests/test_check.py makes them anew.
+
+class Set(NamedTuple):
+    """How the arrays of a step are stored."""
+
+    param: str
+    """A key of DTYPES, or "bf16"."""
+    grad: str
+    options: dict[str, Any]
+
+
+_AVG16 = {"square_avg_dtype": "bfloat16", "seed": 2**40 + 3}
+_ROUNDED = {"master_weights": False, "seed": 2**40 + 3}
+SETS = {dtype: Set(dtype, dtype, {}) for dtype in DTYPES} | {
+    "f32 avg16": Set("f32", "f32", _AVG16),
+    "f32 grad16": Set("f32", "bf16", {}),
+    "f32 grad16 avg16": Set("f32", "bf16", _AVG16),
+    "split": Set("bf16", "bf16", {}),
+    "split avg16": Set("bf16", "bf16", _AVG16),
+    "split grad32": Set("bf16", "f32", {}),
+    "rounded": Set("bf16", "bf16", _ROUNDED),
+    "rounded avg16": Set("bf16", "bf16", _ROUNDED | _AVG16),
+    "rounded grad32": Set("bf16", "f32", _ROUNDED),
+}
+"""All storages, under the names of EXPECTED."""
+
+# SHA-256 of all cases of a set, made by the reference: tests/test_check.py makes them anew.
 EXPECTED = {
     "f32": "97fdae177af48facd3ce61988152c267b26d4f9256c1fa0fc2b7b297a1fee91f",
     "f64": "ac6b108ed723593f694342ce76244421ec73a93e0c186baa3fcce1b312f0ab1b",
     "c64": "ff3c2c0f8f2034e41f7bc787e3da7d75fc551439189fcdb537cf584626e6266f",
     "c128": "400b99474dd5aab1538007b6599a0785365909c083406c96a64ae5a10766f94e",
-    "bf16": "95174531dc9879250963243a5d97dd299302efd41893eea754dba7057ed2e41e",
+    "f32 avg16": "275d7cb22a72ff30734daba1822abd096464285181936fed9b7dad36836357f7",
+    "f32 grad16": "ca4e6f837390bcbf5398982acc9b145402368a2bca797445870e521e721028c1",
+    "f32 grad16 avg16": "fac595c48b21e3812cd354f262f57b1c7dec0e362e8607deacc687f9bf8be7f2",
+    "split": "448397072e038a6fbcac50656fb1a52d12dfb66f95aae54b6a9618d4b22f45f6",
+    "split avg16": "ef05eb77546ea43e7102e6a0fadb8b8df417e8b1c39366b8f59406a2145ab03c",
+    "split grad32": "6a2244ec94b0f0999b010fc4bbeeb9135b761f94acb8485204987f73a146dd45",
+    "rounded": "b07826d2ea74a774a01a0cc9c47b5c803efac2a6d422684faba537d409080dd2",
+    "rounded avg16": "8a640ad1b4afbba57467de71b4990244b1a77368ebf2936428ca3594c19b7543",
+    "rounded grad32": "c5f9627d99faf4b066eb73b386b493ed28b50287e1ea1be575bcf80d706eb052",
 }
 
 
@@ -65,7 +97,8 @@ def numbers(seed: int, n: int, dtype: str) -> NDArray[Any]:
     n : int
         How many.
     dtype : str
-        A key of DTYPES. float32 holds each number exactly; a complex number is made of two that follow each other.
+        A key of DTYPES, or "bf16". float32 holds each number exactly, bfloat16 has its upper half; a complex number is
+        made of two that follow each other.
 
     Returns
     -------
@@ -82,6 +115,9 @@ def numbers(seed: int, n: int, dtype: str) -> NDArray[Any]:
     >>> numbers(1, 2, "f64")
     array([ 0.01223876, -0.00681946])
     """
+    if dtype == "bf16":
+        upper = numbers(seed, n, "f32").view(np.uint32) >> np.uint32(16)
+        return upper.astype(np.uint16).view(bfloat16())
     kind = np.dtype(DTYPES[dtype])
     count = 2 * n if kind.kind == "c" else n
     z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -94,13 +130,13 @@ def numbers(seed: int, n: int, dtype: str) -> NDArray[Any]:
     return made
 
 
-def hash_of(dtype: str, library: Any = None) -> str:
+def hash_of(name: str, library: Any = None) -> str:
     """The SHA-256 of the parameters and buffers after each step of each case.
 
     Parameters
     ----------
-    dtype : str
-        A key of DTYPES.
+    name : str
+        A key of SETS.
     library : object, optional
         Has `init` and `update_`; the compiled step if left out.
 
@@ -117,24 +153,40 @@ def hash_of(dtype: str, library: Any = None) -> str:
     """
     start, step = (init, update_) if library is None else (library.init, library.update_)
     found = hashlib.sha256()
-    first, *grads = (numbers(seed, _SIZE, dtype) for seed in range(STEPS + 1))
+    storage = SETS[name]
+    first, *grads = (numbers(seed, SIZE, storage.grad if seed else storage.param) for seed in range(STEPS + 1))
     for options in CASES.values():
         param = first.copy()
-        state = start(param, **options | STORAGE.get(dtype, {}))
+        state = start(param, **options | storage.options)
         for grad in grads:
             step(param, grad, state)
             for array in (param, *(getattr(state, name) for name in BUFFERS)):
                 if array is not None:
-                    bits = np.asarray(array.view("u2") if array.dtype.kind == "V" else array)  # bfloat16 is no kind
-                    found.update(bits.astype(bits.dtype.newbyteorder("<")).tobytes())
+                    found.update(_bytes(np.asarray(array)))
     return found.hexdigest()
+
+
+def _bytes(array: NDArray[Any]) -> bytes:
+    """Those of little-endian numbers."""
+    if array.dtype.name == "bfloat16":
+        array = array.view(np.uint16)
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def sets_here() -> list[str]:
+    """The names of the sets that can be checked: those with bfloat16 need ml_dtypes."""
+    try:
+        bfloat16()
+    except ImportError:
+        return list(DTYPES)
+    return list(SETS)
 
 
 def check() -> list[str]:
     """Compare the bits of this installation with those that the reference had where the package was made.
 
-    Every variant and preset is stepped in every dtype, on every instruction set of this processor, with one thread and
-    with several, and by the reference in NumPy. A bfloat16 square_avg is, where ml_dtypes is installed. Takes seconds.
+    Every variant and preset is stepped in every dtype and storage, on every instruction set of this processor, with one
+    thread and with several, and by the reference in NumPy. Takes seconds.
 
     Returns
     -------
@@ -147,15 +199,15 @@ def check() -> list[str]:
     >>> check()
     []
     """
-    dtypes = [dtype for dtype in DTYPES if dtype not in STORAGE or importlib.util.find_spec("ml_dtypes")]
-    wrong = [f"reference, {dtype}" for dtype in dtypes if hash_of(dtype, reference) != EXPECTED[dtype]]
+    sets = sets_here()
+    wrong = [f"reference, {kind}" for kind in sets if hash_of(kind, reference) != EXPECTED[kind]]
     isa, grain, threads = _core.isa(), _core.grain(), _core.num_threads()
     try:
         _core.set_grain(0)  # every step is divided
         for name, n in itertools.product(_core.isas(), sorted({1, 2, threads} if _core.has_threads() else {1})):
             _core.use_isa(name)
             _core.set_num_threads(n)
-            wrong += [f"{name}, threads {n}, {dtype}" for dtype in dtypes if hash_of(dtype) != EXPECTED[dtype]]
+            wrong += [f"{name}, threads {n}, {kind}" for kind in sets if hash_of(kind) != EXPECTED[kind]]
     finally:
         _core.use_isa(isa)
         _core.set_grain(grain)

@@ -62,7 +62,8 @@ def test_bfloat16_as_torch(monkeypatch, rng):
     emulated = bfloat16.AsTorch(start, 1e-2)
 
     def tensors(tree):
-        return [torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16) for layer in tree for a in layer.values()]
+        arrays = [array.view(np.int16).copy() for layer in tree for array in layer.values()]
+        return [torch.from_numpy(array).view(torch.bfloat16) for array in arrays]
 
     params = [torch.nn.Parameter(tensor) for tensor in tensors(start)]
     optimizer = torch.optim.RMSprop(params, lr=1e-2, alpha=bfloat16.RHO, eps=bfloat16.EPS)
