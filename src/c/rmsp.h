@@ -390,6 +390,7 @@ typedef struct rmsp_extra {
     void *low_half;      /* of a bfloat16 parameter, or NULL: it is rounded then */
     int avg16;           /* whether square_avg is bfloat16 */
     int param16, grad16; /* set by binding: whether these are */
+    int64_t behind;      /* for random bits: how many steps fewer than counts->steps the leaf has had */
 } rmsp_extra;
 
 /* One parameter and what belongs to it. A leaf without a gradient has a NULL there, and nothing of it moves. */

@@ -433,7 +433,7 @@ static rmsp_reason bind_buffers(rmsp_plan *plan, size_t i, const rmsp_array *con
 static rmsp_reason leave_out(rmsp_plan *plan, size_t i)
 {
     for (int k = 0; k < RMSP_STEP_ARRAYS; k++) plan->leaves[i].array[k] = NULL;
-    plan->extras[i].ema = plan->extras[i].grad_sum = NULL;
+    plan->extras[i].ema = plan->extras[i].grad_sum = plan->extras[i].low_half = NULL;
     plan->slots[i].low = plan->slots[i].high = 0;
     return RMSP_OK;
 }

@@ -402,18 +402,18 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
         const size_t index = (size_t)(leaf - run->plan->leaves);
         const rmsp_origin whole = {(ptrdiff_t)index, 0};
         const rmsp_origin origin = run->plan->origins == NULL ? whole : run->plan->origins[index];
-        bf16_context narrow = {
-            step,
-            of_step,
-            has_rates ? &with_rates.block : &context,
-            has_rates ? &with_rates.rates : NULL,
-            run->isa,
-            leaf,
-            has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
-            rmsp_stream(run->plan->rules.seed, (uint64_t)run->plan->counts->steps, (uint64_t)origin.leaf),
-            (size_t)origin.element + first,
-            layout,
-            start};
+        bf16_context narrow = {step,
+                               of_step,
+                               has_rates ? &with_rates.block : &context,
+                               has_rates ? &with_rates.rates : NULL,
+                               run->isa,
+                               leaf,
+                               has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
+                               rmsp_stream(run->plan->rules.seed, (uint64_t)(run->plan->counts->steps - extra->behind),
+                                           (uint64_t)origin.leaf),
+                               (size_t)origin.element + first,
+                               layout,
+                               start};
         run_blocks(op, leaf, layout, array, start, count, step_bf16_block, &narrow);
     }
 }

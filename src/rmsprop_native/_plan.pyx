@@ -214,7 +214,6 @@ cdef class Plan:
     cdef object structure
     cdef Node root  # None where the parameters are a lone array
     cdef readonly tuple names
-    cdef bint avg16
     cdef object memory  # of the buffers: an ndarray of bytes, private
     cdef char *base  # the first page in it
     cdef size_t size  # from there on
@@ -253,13 +252,12 @@ cdef class Plan:
         self.claim = claim
         self.root = None if structure.kind == LEAF else Node(structure)
         self.names = names
-        self.avg16 = avg16
         if avg16:
             learn_bfloat16()
         if len(models) != structure.size or <size_t>len(models) != (1 if self.root is None else self.root.size):
             raise ValueError("the parts of the structure do not fit each other")
         self._allocate(structure.size, 3 * sum([model.ndim for model in models]), 2)
-        self._fill_slots(models)
+        self._fill_slots(models, [avg16] * len(models))
         if params is not None:
             self._check(params)
         starts, size = place({name: [self._bytes_of(i, name) for i in range(len(models))] for name in names})
@@ -314,7 +312,7 @@ cdef class Plan:
         PyMem_Free(self.described)
         PyMem_Free(self.strides)
 
-    cdef int _fill_slots(self, list models) except -1:
+    cdef int _fill_slots(self, list models, list avg16) except -1:
         cdef size_t i, size
         cdef int axis
         cdef ptrdiff_t *shapes = self.shapes
@@ -325,21 +323,21 @@ cdef class Plan:
             describe(<PyObject *>models[i], &model, strides, MAX_NDIM)
             if model.problem != c.RMSP_OK or shapes + 3 * model.ndim > self.shapes + self.shape_count:
                 raise ValueError(f"the array of leaf {i} is not supported, or changes")
-            if self.avg16 and (model.type & c.RMSP_PAIRS or c.rmsp_arithmetic(model.type) != c.RMSP_F32):
+            self.plan.extras[i].avg16 = <bint>avg16[i]
+            if self.plan.extras[i].avg16 and (model.type & c.RMSP_PAIRS or c.rmsp_arithmetic(model.type) != c.RMSP_F32):
                 raise ValueError(f"the array of leaf {i} is not float32")
             slot = &self.plan.slots[i]
             slot.type = model.type
             slot.ndim = model.ndim
             slot.n = 2 if model.type & c.RMSP_PAIRS else 1
             size = slot.n * _core.dtype_info(c.rmsp_arithmetic(model.type & ~c.RMSP_PAIRS)).size
-            self.plan.extras[i].avg16 = self.avg16
             slot.shape = shapes
             slot.strides = shapes + model.ndim
             slot.param_strides = shapes + 2 * model.ndim
             for axis in range(model.ndim):
                 shapes[axis] = model.shape[axis]
                 slot.n *= <size_t>model.shape[axis]
-            if self.avg16 or slot.type == c.RMSP_BF16:  # in C order
+            if self.plan.extras[i].avg16 or slot.type == c.RMSP_BF16:  # in C order
                 for axis in range(model.ndim):
                     strides[axis] = model.ndim - axis
                 model.strides = strides
@@ -357,7 +355,7 @@ cdef class Plan:
         cdef int type = self.plan.slots[i].type
         if k == c.RMSP_LOW_HALF:
             return c.RMSP_LOW16
-        if k == c.RMSP_SQUARE_AVG and self.avg16:
+        if k == c.RMSP_SQUARE_AVG and self.plan.extras[i].avg16:
             return c.RMSP_BF16
         return c.rmsp_arithmetic(type)
 
@@ -450,7 +448,6 @@ cdef class Plan:
         cdef c.rmsp_slot *slot
         cdef void **buffer
         new.structure, new.claim, new.root, new.names = self.structure, claim, self.root, self.names
-        new.avg16 = self.avg16
         new._allocate(n, self.shape_count, self.kinds)
         new._allocate_buffers(self.size)
         memcpy(new.base, self.base, self.size)
@@ -465,7 +462,7 @@ cdef class Plan:
             new.plan.leaves[i].n = slot.n
             new.plan.leaves[i].dtype = self.plan.leaves[i].dtype
             new.plan.leaves[i].group = self.plan.leaves[i].group
-            new.plan.extras[i].avg16 = self.avg16
+            new.plan.extras[i].avg16 = self.plan.extras[i].avg16
             for k in range(BUFFER_COUNT):
                 buffer = self._buffer(i, k)
                 if buffer[0] != NULL:
@@ -988,7 +985,7 @@ cdef class Plan:
         cdef c.rmsp_slot *slot = &self.plan.slots[i]
         values = grad.values
         if find_if_tensor(<PyObject *>values):
-            grad = RowGrad(grad.rows, values.detach().numpy())
+            grad = RowGrad(grad.rows, as_ndarray(values))
         rows, values = merge_rows(self._path(i), grad, tuple([slot.shape[axis] for axis in range(slot.ndim)]))
         return <cnp.ndarray?>rows, values
 

@@ -269,7 +269,7 @@ cdef object seen_as(object leaf):
     return array
 
 
-cdef object as_ndarray(object tensor):
+def as_ndarray(object tensor):
     """A tensor's memory as an ndarray, of which torch makes none for bfloat16."""
     tensor = tensor.detach()
     if tensor.dtype is not find_torch().bfloat16:
@@ -294,6 +294,19 @@ cdef bint find_if_tensor(PyObject *o) except -1:
 def is_torch_tensor(object leaf):
     """Whether an object is a tensor proper: of type torch.Tensor or torch.nn.Parameter."""
     return find_if_tensor(<PyObject *>leaf)
+
+
+def find_bfloat16():
+    """Whether bfloat16 tensors can be described: by torch's table of functions, or with ml_dtypes."""
+    if TENSOR == NULL:
+        find_tensors()
+    if describe_by_table != NULL:
+        return True
+    try:
+        bfloat16()
+    except ImportError:
+        return False
+    return True
 
 
 def use_exchange_table(bint wanted):

@@ -14,6 +14,16 @@ cdef enum:
     IS_STEPPED, IS_NOTHING, WANTS_NUMBERS, WANTS_STATE, WANTS_PLAN, IS_REFUSED
 
 
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline long long count_of(real count) noexcept:
+    """A count of steps; what is no count is none."""
+    return <long long>count if 0 < count < 9e15 else 0
+
+
 @cython.final
 cdef class TensorPlan(Plan):
     """What is known of the parameters that an optimizer of torch steps, for one call of the library a step.
@@ -28,6 +38,8 @@ cdef class TensorPlan(Plan):
         All parameters of the optimizer's groups, in order.
     places : list of int
         For each of them its index in `params`, or -1.
+    avg16 : list of bool
+        For each of `params` whether its square_avg is bfloat16.
     see : callable
         Called with an array that is no tensor proper, or whose parameter is none, and its parameter; returns the tensor
         that stands for it, or raises TypeError that says why there is none.
@@ -41,11 +53,14 @@ cdef class TensorPlan(Plan):
     cdef object get_num_threads
     cdef list watched  # for each group a tuple of keys and values, by which it is known to have the same options
     cdef list masks  # for each group the bits of the buffers that its parameters have
+    cdef bint has_bf16  # any leaf has a bfloat16 array beside its gradient
     cdef object counts  # the steps of all leaves: a tensor of one dimension
     cdef list steps  # for each leaf the view of its element, which is "step" in the state
     cdef readonly tuple refused  # the leaf, another one that it overlaps or -1, and the exception that says why
 
-    def __init__(self, object structure, list params, list every, list places, object see, object get_num_threads):
+    def __init__(
+        self, object structure, list params, list every, list places, list avg16, object see, object get_num_threads
+    ):
         cdef size_t i
         self.structure, self.claim = structure, _core.Claim(len(params))
         self.every, self.places, self.see, self.get_num_threads = every, places, see, get_num_threads
@@ -55,9 +70,13 @@ cdef class TensorPlan(Plan):
         for param in params:
             find_if_tensor(<PyObject *>param)
         self._allocate(len(params), 3 * sum([param.ndim for param in params]), c.RMSP_ARRAY_COUNT)
-        self._fill_slots([seen_as(param) for param in params])
+        self._fill_slots([seen_as(param) for param in params], avg16)
         for i in range(self.plan.leaf_count):
             self.plan.leaves[i].array[<int>c.RMSP_GRAD] = NULL
+            self.has_bf16 |= self.plan.extras[i].avg16 or self.plan.slots[i].type == c.RMSP_BF16
+        origins = np.zeros((len(params), 2), np.intp)  # random bits are those of the index in `every`
+        origins[[place for place in places if place >= 0], 0] = [i for i, place in enumerate(places) if place >= 0]
+        self._keep_origins(origins)
 
     def set_groups(self, list watched, list masks, object counts, list steps):
         """Say how groups and state are read; after set_numbers, whose lr are those of the steps.
@@ -230,7 +249,7 @@ cdef class TensorPlan(Plan):
                 if PyDict_GetItemWithError(of_param, STEP) != PyList_GET_ITEM(self.steps, i):
                     return WANTS_STATE
                 for k in range(c.RMSP_SQUARE_AVG, c.RMSP_ARRAY_COUNT):
-                    if not mask >> k & 1:
+                    if not mask >> k & 1 or not self._has_buffer(i, k):
                         continue
                     found = PyDict_GetItemWithError(of_param, BUFFERS[k - <int>c.RMSP_SQUARE_AVG])
                     if found == NULL:
@@ -289,6 +308,8 @@ cdef class TensorPlan(Plan):
                         return False
                     continue
                 describe_unusual(o, &buffer)
+                if k == c.RMSP_LOW_HALF:
+                    mark_low_half(o, &buffer)
                 if not c.rmsp_is_bound(
                     &self.plan.slots[i], self._type_of(i, k), self._buffer(i, k - <int>c.RMSP_SQUARE_AVG)[0], &buffer
                 ):
@@ -319,9 +340,16 @@ cdef class TensorPlan(Plan):
                     self._describe(<PyObject *>None, i, k)
                 else:
                     self._describe(self.leaves[k * n + i], i, k)
+        for i in range(n):
+            mark_low_half(self.leaves[c.RMSP_LOW_HALF * n + i], &self.described[c.RMSP_LOW_HALF * n + i])
         reason = self._call_bind(True, &where)
         if reason == c.RMSP_OK:
             return IS_STEPPED
+        if reason == c.RMSP_NOT_C_ORDER or (
+            reason == c.RMSP_OTHER_DTYPE and where.array > c.RMSP_GRAD
+            and self.plan.slots[where.leaf].type == self.described[where.array * n + where.leaf].type == c.RMSP_BF16
+        ):
+            return WANTS_STATE  # as torch's class keeps it
         if where.array == c.RMSP_PARAM and (reason == c.RMSP_OTHER_DTYPE or reason == c.RMSP_OTHER_SHAPE):
             return WANTS_PLAN
         try:
@@ -330,6 +358,18 @@ cdef class TensorPlan(Plan):
             if reason == c.RMSP_NULL_DATA:
                 raise  # torch's operations would read there
             return self._say_refused(where.leaf, where.other_leaf if reason == c.RMSP_OVERLAP else -1, error)
+
+    cdef void _take_counts(self, const real *counts) noexcept:
+        """The number of the step is the largest count; random bits go by a leaf's own, which are others at each step of
+        it, whatever the steps of other leaves."""
+        cdef size_t i, n = self.plan.leaf_count
+        cdef long long largest = 0
+        for i in range(n):
+            largest = max(largest, count_of(counts[i]))
+        self.claim.counts.steps = largest
+        if self.has_bf16:
+            for i in range(n):
+                self.plan.extras[i].behind = largest - count_of(counts[i])
 
     cdef int _bind_and_step(self, bint only_checks) except -1:
         cdef int outcome
@@ -349,9 +389,9 @@ cdef class TensorPlan(Plan):
         if only_checks:
             return IS_STEPPED
         if counts.type == c.RMSP_F32:
-            self.claim.counts.steps = largest_count(<const float *>counts.data, self.plan.leaf_count)
+            self._take_counts(<const float *>counts.data)
         else:
-            self.claim.counts.steps = largest_count(<const double *>counts.data, self.plan.leaf_count)
+            self._take_counts(<const double *>counts.data)
         if _core.is_large(self.plan.work.bytes):
             with nogil:
                 _core.step(&self.plan, &found)
@@ -364,19 +404,14 @@ cdef class TensorPlan(Plan):
         return IS_STEPPED
 
 
-ctypedef fused real:
-    float
-    double
-
-
-cdef long long largest_count(const real *counts, size_t n) noexcept:
-    """The largest of some counts; what is no count is none."""
-    cdef size_t i
-    cdef double largest = 0
-    for i in range(n):
-        if largest < counts[i] < 9e15:
-            largest = counts[i]
-    return <long long>largest
+cdef inline void mark_low_half(PyObject *o, c.rmsp_array *array) noexcept:
+    """Of an ndarray that stands for a tensor of lower halves say so: NumPy's number does not."""
+    if (
+        o != NULL and Py_TYPE(<object>o) == NDARRAY and array.problem == c.RMSP_UNSUPPORTED
+        and cnp.PyArray_TYPE(<cnp.ndarray>o) == cnp.NPY_INT16
+    ):
+        array.type = c.RMSP_LOW16
+        array.problem = c.RMSP_OK
 
 
 cdef void add_one(real *counts, PyObject **stepped, size_t n) noexcept:

@@ -88,6 +88,7 @@ cdef extern from "rmsp.h" nogil:
         RMSP_NULL_DATA
         RMSP_OTHER_DTYPE
         RMSP_OTHER_SHAPE
+        RMSP_NOT_C_ORDER
         RMSP_OVERLAP
         RMSP_NEEDS_AXES
         RMSP_REASON_COUNT
@@ -128,6 +129,7 @@ cdef extern from "rmsp.h" nogil:
         size_t lr_run
         void *low_half
         int avg16
+        int64_t behind
 
     ctypedef struct rmsp_leaf:
         void *array[5]

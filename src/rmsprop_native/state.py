@@ -41,6 +41,7 @@ __all__ = [
     "Given",
     "Like",
     "State",
+    "as_tensor",
     "check_square_avg",
     "from_state_dict",
     "init",
@@ -229,20 +230,12 @@ class State(PlanOwner):
         if not any(self._tensors):
             return arrays
         try:
-            import torch  # only where parameters are its tensors
+            return [
+                as_tensor(array) if is_tensor and array is not None else array
+                for array, is_tensor in zip(arrays, self._tensors, strict=True)
+            ]
         except ImportError:  # a state that was loaded where there is no torch shows arrays
             return arrays
-
-        def seen(array: NDArray[Any]) -> Any:
-            if array.dtype.kind in "fc":
-                return torch.from_numpy(array)
-            tensor = torch.from_numpy(array.view(np.int16))
-            return tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
-
-        return [
-            seen(array) if is_tensor and array is not None else array
-            for array, is_tensor in zip(arrays, self._tensors, strict=True)
-        ]
 
     def _tree(self, name: str) -> Any:
         if name not in self._plan.names:
@@ -440,6 +433,25 @@ class State(PlanOwner):
             array if array.dtype == dtype else np.empty(array.shape, dtype)
             for array, dtype in zip(self._plan.arrays("square_avg"), self._leaf_dtypes, strict=True)
         ]
+
+
+def as_tensor(array: NDArray[Any]) -> Any:
+    """A tensor of torch over the memory of an array, a buffer of a state; lower halves are int16.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+
+    Returns
+    -------
+    torch.Tensor
+    """
+    import torch  # only where parameters are its tensors
+
+    if array.dtype.kind in "fc":
+        return torch.from_numpy(array)
+    tensor = torch.from_numpy(array.view(np.int16))
+    return tensor.view(torch.bfloat16) if array.dtype.name == "bfloat16" else tensor
 
 
 def _rates(

@@ -184,7 +184,7 @@ BAD = {
     "a buffer is missing": (saved(lambda d: d["state"][0].pop("square_avg")), "no square_avg of '0'"),
     "momentum, no buffer": (saved(lambda d: d["param_groups"][0].update(momentum=0.5)), "no momentum_buffer of '0'"),
     "shape": (saved(put(torch.ones(3))), r"square_avg of '0' has shape \(3,\), its parameter \(2,\)"),
-    "dtype": (saved(put(torch.ones(2, dtype=torch.float64))), "square_avg of '0' has dtype torch.float64, its"),
+    "dtype": (saved(put(torch.ones(2, dtype=torch.float64))), "square_avg of '0' has dtype torch.float64, the state"),
     "device": (saved(put(torch.ones(2, device="meta"))), "square_avg of '0' must be a dense tensor on the CPU"),
     "no tensor": (saved(put([1.0, 1.0])), "square_avg of '0' must be a dense tensor on the CPU"),
     "option": (saved(lambda d: d["param_groups"][0].update(alpha=1.5)), "rho must be in"),

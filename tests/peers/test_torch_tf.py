@@ -69,7 +69,10 @@ BESIDE = {name: theirs for name, (theirs, _) in OPTIONS.items()} | {
 
 def test_signature():
     ours, theirs = (inspect.signature(of).parameters.values() for of in (RMSpropTF, Peer))
-    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+    ours = [(p.name, p.default, p.kind) for p in ours]
+    assert ours[: len(theirs)] == [(p.name, p.default, p.kind) for p in theirs]
+    further = {"square_avg_dtype": None, "master_weights": True, "seed": 0}
+    assert ours[len(theirs) :] == [(name, default, inspect.Parameter.KEYWORD_ONLY) for name, default in further.items()]
 
 
 @pytest.mark.parametrize("foreach", [False, True])

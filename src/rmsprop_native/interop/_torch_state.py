@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from rmsprop_native._plan import as_ndarray
 from rmsprop_native.options import OVERRIDABLE, Options
-from rmsprop_native.state import State, init
+from rmsprop_native.state import State, as_tensor, init
 from rmsprop_native.tree import flatten
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EXTRA_TF", "FIXED_TF", "NAMES", "NAMES_TF", "OWN", "from_state_dict", "to_state_dict"]
+__all__ = ["EXTRA_TF", "FIXED_TF", "NAMES", "NAMES_TF", "OWN", "STORAGE", "from_state_dict", "to_state_dict"]
 
 # What torch.optim.RMSprop calls our options, and those that it has not, with the values that make it the same.
 _TORCH = {
@@ -27,13 +28,16 @@ _TORCH = {
 OWN: dict[str, Any] = {
     "nesterov": False, "eps_inside_sqrt": False, "lr_in_momentum": False, "bias_correction": False,
     "decoupled_weight_decay": False, "initial_square_avg": 0.0, "ema": None, "clip_value": None, "clip_norm": None,
-    "clip_global_norm": None,
+    "clip_global_norm": None, "square_avg_dtype": None, "master_weights": True, "seed": 0,
 }  # fmt: skip
+# Those of them that decide how numbers are stored, and not what is computed.
+STORAGE = ("square_avg_dtype", "master_weights", "seed")
 NAMES: Mapping[str, str] = {**_TORCH, **{name: name for name in OWN}}
 
 # Those of timm's RMSpropTF; the options that it always has; keys of its groups that decide a step, and are no option.
 NAMES_TF: Mapping[str, str] = {
     **_TORCH, "decoupled_decay": "decoupled_weight_decay", "lr_in_momentum": "lr_in_momentum",
+    **{name: name for name in STORAGE},
 }  # fmt: skip
 FIXED_TF: Mapping[str, Any] = {"eps_inside_sqrt": True, "initial_square_avg": 1.0}
 EXTRA_TF = ("corrected_weight_decay", "max_lr_snapshot", "caution")
@@ -57,7 +61,8 @@ def from_state_dict(state_dict: Mapping[str, Any], params: Any, **options: Any) 
     -------
     State
         Its next step is the one that the optimizer would take. It has copies of the buffers; `step` is the largest
-        count of the parameters. Options that differ between groups become overrides.
+        count of the parameters. Options that differ between groups become overrides. Buffers of bfloat16 parameters
+        that torch's class keeps in bfloat16 become float32.
 
     Raises
     ------
@@ -65,7 +70,7 @@ def from_state_dict(state_dict: Mapping[str, Any], params: Any, **options: Any) 
         If the numbers of parameters or the shapes differ, a buffer is missing, groups differ in an option that cannot
         differ between leaves, an option is out of its range here, or there is no such option (timm's caution).
     TypeError
-        If a buffer is no CPU tensor of the dtype of its parameter, or as `rmsprop_native.init`.
+        If a buffer is no CPU tensor of the dtype that the state has for it, or as `rmsprop_native.init`.
 
     Examples
     --------
@@ -97,10 +102,13 @@ def from_state_dict(state_dict: Mapping[str, Any], params: Any, **options: Any) 
     state = init(params, overrides=overrides, **{f.name: getattr(formed[0], f.name) for f in fields(Options)})
     entries = [state_dict["state"].get(key, {}) for key in keys]
     saved = state.state_dict()
-    for name in state.options.buffers:
+    for name in state._plan.names:
         for i, (path, entry) in enumerate(zip(paths, entries, strict=True)):
-            if entry:  # a parameter that never had a gradient has none
-                saved["arrays"][f"{name}/{i}"] = _array(entry, name, path, saved["arrays"][f"{name}/{i}"])
+            ours = saved["arrays"].get(f"{name}/{i}")
+            # A parameter that never had a gradient has no state, one that torch's class has loaded no lower half.
+            if entry and ours is not None and (name != "low_half" or _is_int16(entry.get(name))):
+                is_bf16 = state._leaf_dtypes[i].name == "bfloat16"
+                saved["arrays"][f"{name}/{i}"] = _array(entry, name, path, ours, is_bf16)
     saved["step"] = max([int(entry.get("step", 0)) for entry in entries], default=0)
     state.load_state_dict(saved)
     return state
@@ -160,12 +168,21 @@ def to_state_dict(state: State, kind: Literal["torch", "native", "timm"] = "torc
             if state._groups[g].rates is not None:
                 raise ValueError(f"leaf {state._paths()[i]!r} has learning rates in an array, a group of torch one lr")
             members.setdefault(state._groups[g].options, []).append(i)
-        buffers = {name: state._plan.arrays(name) for name in state.options.buffers if name != "grad_sum"}
+        buffers = {name: state._plan.arrays(name) for name in state._plan.names if name != "grad_sum"}
+        if kind == "torch" and "low_half" in buffers:
+            raise ValueError(
+                "the state has low_half, the lower halves of bfloat16 parameters, which torch.optim.RMSprop has not: "
+                "make one for kind 'native', which that class loads without them"
+            )
         return {
             "state": {
                 i: {
                     "step": torch.tensor(float(state.step)),
-                    **{name: torch.from_numpy(arrays[i].copy(order="K")) for name, arrays in buffers.items()},
+                    **{
+                        name: as_tensor(arrays[i].copy(order="K"))
+                        for name, arrays in buffers.items()
+                        if arrays[i] is not None
+                    },
                 }
                 for i in range(len(state._leaf_groups))
             },
@@ -221,16 +238,23 @@ def _overrides(formed: Sequence[Options], groups: Sequence[int], paths: Sequence
     return {glob.escape(path): changes[g] for path, g in zip(paths, groups, strict=True) if changes[g]}
 
 
-def _array(entry: Mapping[str, Any], name: str, path: str, ours: NDArray[Any]) -> NDArray[Any]:
-    """A buffer of a state_dict as an array; `ours` is the State's."""
+def _is_int16(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype is torch.int16
+
+
+def _array(entry: Mapping[str, Any], name: str, path: str, ours: NDArray[Any], is_bf16: bool) -> NDArray[Any]:
+    """A buffer of a state_dict as an array; `ours` is the State's, `is_bf16` says that its parameter is bfloat16."""
     where = f"{name} of {path!r}"
     if name not in entry:
         raise ValueError(f"the state_dict has no {where}, which its options need")
     tensor = entry[name]
     if not isinstance(tensor, torch.Tensor) or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         raise TypeError(f"{where} must be a dense tensor on the CPU, got {tensor!r}")
-    if tensor.dtype != torch.from_numpy(ours).dtype:
-        raise TypeError(f"{where} has dtype {tensor.dtype}, its parameter {ours.dtype}")
+    wanted = as_tensor(ours).dtype
+    if is_bf16 and tensor.dtype is torch.bfloat16:
+        tensor = tensor.to(wanted)  # torch's class keeps it so
+    if tensor.dtype != wanted:
+        raise TypeError(f"{where} has dtype {tensor.dtype}, the state of its parameter {wanted}")
     if tensor.shape != ours.shape:
         raise ValueError(f"{where} has shape {tuple(tensor.shape)}, its parameter {ours.shape}")
-    return tensor.detach().resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return] # torch is not typed
+    return as_ndarray(tensor.resolve_conj().resolve_neg()).view(ours.dtype)

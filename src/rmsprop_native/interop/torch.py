@@ -7,6 +7,8 @@ b) Parameters that the compiled step refuses, for whatever reason, are stepped b
    call, and `native` says why.
 c) The counts of steps in the state are elements of one tensor, so that the compiled step writes them in one loop: to
    increment one through torch takes as long as the steps of ten small parameters.
+d) The state of a bfloat16 parameter is in float32, beside the lower halves of its numbers (int16): `load_state_dict` of
+   torch would round both to bfloat16, so that ours keeps them from it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch.autograd import _profiler_enabled
 from torch.optim import optimizer as base
 from torch.optim.rmsprop import rmsprop
 
 from rmsprop_native._plan import (
+    BUFFERS,
     NEEDS_NUMBERS,
     NEEDS_PLAN,
     NEEDS_STATE,
@@ -29,9 +33,19 @@ from rmsprop_native._plan import (
     REFUSED,
     STEPPED,
     TensorPlan,
+    find_bfloat16,
 )
 from rmsprop_native.coefficients import check_dtype, group_of, largest_number
-from rmsprop_native.interop._torch_state import EXTRA_TF, FIXED_TF, NAMES, NAMES_TF, OWN, from_state_dict, to_state_dict
+from rmsprop_native.interop._torch_state import (
+    EXTRA_TF,
+    FIXED_TF,
+    NAMES,
+    NAMES_TF,
+    OWN,
+    STORAGE,
+    from_state_dict,
+    to_state_dict,
+)
 from rmsprop_native.options import Options
 from rmsprop_native.presets import PRESETS, make_options
 from rmsprop_native.tree import flatten
@@ -44,9 +58,9 @@ __all__ = ["Native", "RMSprop", "RMSpropTF", "from_state_dict", "to_state_dict"]
 Group = dict[str, Any]
 
 # The bit of each buffer that a parameter has; square_avg is array 2 of a leaf.
-_BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(("square_avg", "momentum_buffer", "grad_avg", "ema"))}
+_BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(BUFFERS)}
 
-_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16)
 
 try:
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -117,6 +131,51 @@ def _whole(tensor: Any) -> Any:
     return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor of a state that is loaded, which torch is not to convert."""
+
+    tensor: Any
+
+
+def _has_bf16(param: Any, group: Group) -> bool:
+    """Whether a parameter, or the square_avg that its group asks for, is bfloat16: its buffers are in C order then."""
+    return param.dtype is torch.bfloat16 or group.get("square_avg_dtype") is not None
+
+
+def _dtype_of(name: str, param: Any, group: Group) -> Any:
+    """The dtype of a buffer of a native parameter."""
+    if name == "low_half":
+        return torch.int16
+    if name == "square_avg" and group.get("square_avg_dtype") is not None:
+        return torch.bfloat16
+    return torch.float32 if param.dtype is torch.bfloat16 else param.dtype
+
+
+def _join(upper: Any, lower: Any) -> Any:
+    """`rmsprop_native.arrays.join_halves` in torch's operations."""
+    if _is_sharded(upper):
+        local = _join(_local(upper, upper), _local(lower, upper))
+        return DTensor.from_local(
+            local, upper.device_mesh, upper.placements, run_check=False, shape=upper.shape, stride=upper.stride()
+        )
+    bits = upper.view(torch.int16).int() << 16
+    joined = bits + lower
+    is_stale = ((joined ^ bits) < 0) | ((bits & 0x7F800000) == 0x7F800000)
+    return torch.where(is_stale, bits, joined).view(torch.float32)
+
+
+def _split(whole: Any, upper: Any, lower: Any) -> None:
+    """Write float32 numbers as two halves, of which the upper one is rounded to the nearest."""
+    if _is_sharded(upper):
+        _split(_local(whole, upper), _local(upper, upper), _local(lower, upper))
+        return
+    bits = whole.view(torch.int32)
+    rounded = torch.where(whole.isnan(), bits, bits + 0x8000) >> 16
+    upper.copy_(rounded.to(torch.int16).view(torch.bfloat16))
+    lower.copy_(bits.to(torch.int16))
+
+
 def _hooked(plain: Any) -> Any:
     """A `step` that does what torch's wrapper does where there are hooks or a profiler; that wrapper takes twice the
     time of a small step.
@@ -145,9 +204,9 @@ class RMSprop(torch.optim.RMSprop):
     """torch.optim.RMSprop whose step is one pass in C: a drop-in.
 
     Its arguments, defaults, param_groups, hooks, state and checkpoints are those of torch.optim.RMSprop; on the CPU in
-    float32, float64, complex64 and complex128 its step is the compiled one of this library, to the bit that of
-    `rmsprop_native.update_`. Anything else is stepped by torch's own operations, in the same call; `native` says what
-    and why.
+    float32, float64, bfloat16, complex64 and complex128 its step is the compiled one of this library, to the bit that
+    of `rmsprop_native.update_`. Anything else is stepped by torch's own operations, in the same call; `native` says
+    what and why.
 
     Parameters
     ----------
@@ -181,6 +240,14 @@ class RMSprop(torch.optim.RMSprop):
         Keep averaged weights in ``optimizer.state[p]["ema"]``, with this decay.
     clip_value, clip_norm, clip_global_norm : float, optional
         As for `rmsprop_native.Options`; `clip_global_norm` must be the same in all groups.
+    square_avg_dtype : {None, "bfloat16"}, default None
+        Keep ``optimizer.state[p]["square_avg"]`` of float32 and bfloat16 parameters in bfloat16, rounded
+        stochastically.
+    master_weights : bool, default True
+        Keep the lower halves of bfloat16 parameters in ``optimizer.state[p]["low_half"]`` (int16): training is that of
+        float32 parameters then, to the bit. False: the parameters are rounded stochastically.
+    seed : int, default 0
+        Of stochastic rounding; the same in all groups.
 
     Attributes
     ----------
@@ -196,6 +263,10 @@ class RMSprop(torch.optim.RMSprop):
     -----
     Large parameters are stepped by as many threads as `torch.get_num_threads` says, unless
     `rmsprop_native.set_num_threads` has been called. The result does not depend on it.
+
+    The buffers of bfloat16 parameters are float32 tensors, contiguous like the lower halves; `master` gives a
+    parameter's float32 values. Random bits go by `seed`, the parameter's count of steps, its index among all parameters
+    of the groups, and the index of the element in C order, of a DTensor that in the local tensor.
 
     `bias_correction` goes by one count, the largest of those in the state. Where two optimizers
     share a state, as after ``other.load_state_dict(optimizer.state_dict())``, they share its buffers, as torch's do.
@@ -250,6 +321,9 @@ class RMSprop(torch.optim.RMSprop):
         clip_value: float | None = None,
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
+        square_avg_dtype: Literal["bfloat16"] | None = None,
+        master_weights: bool | None = None,
+        seed: int | None = None,
     ) -> None:
         if preset is not None:
             make_options(preset)  # raises if there is none
@@ -275,11 +349,35 @@ class RMSprop(torch.optim.RMSprop):
         for group in self.param_groups:
             for name, value in own.items():
                 group.setdefault(name, value)
-            if not self._is_torchs(group):
-                self._options(group)
+        for g, group in enumerate(self.param_groups):
+            self._check(g, group)
+
+    def _check(self, g: int, group: Group) -> None:
+        """Raise what the first step would for the options of a group."""
+        if self._is_torchs(group) and all(group.get(name, OWN[name]) == OWN[name] for name in STORAGE):
+            return
+        self._options(group)
+        for i, param in enumerate(group["params"]):
+            self._check_storage(param, group, _name_of(group, g, i), self._reason(param, group))
+
+    def _check_storage(self, param: Any, group: Group, name: str, reason: str | None) -> None:
+        """Refuse a parameter that asks for stochastic rounding and cannot have it; `reason` is why it is not native."""
+        if group.get("square_avg_dtype") is not None and param.dtype not in (torch.float32, torch.bfloat16):
+            raise TypeError(
+                f"{name} is {param.dtype}: square_avg_dtype={group['square_avg_dtype']!r} is for float32 and bfloat16 "
+                "parameters"
+            )
+        is_rounded = param.dtype is torch.bfloat16 and not group.get("master_weights", True)
+        if reason is not None and (is_rounded or group.get("square_avg_dtype") is not None):
+            option = "master_weights=False" if is_rounded else f"square_avg_dtype={group['square_avg_dtype']!r}"
+            raise ValueError(f"{name} {reason}: {option} is for parameters that take the native step")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for entry in self.state.values():
+            for name, value in entry.items():
+                if isinstance(value, _Kept):
+                    entry[name] = value.tensor
         self._plan = None
         for group in self.param_groups:
             for name in (*self._names, *self._extra):
@@ -299,25 +397,47 @@ class RMSprop(torch.optim.RMSprop):
         ValueError
             If it has other groups than the optimizer.
         """
+        handle = self.register_load_state_dict_pre_hook(RMSprop._prepare_load)  # the last one
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def _prepare_load(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state to be loaded with the options that torch's class does not have, and with buffers of our dtypes."""
         saved = state_dict["param_groups"]
-        if len(saved) == len(self.param_groups):
-            names = (*self._names, *self._extra)
-            own = [{name: group[name] for name in names if name in group} for group in self.param_groups]
-            groups = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
-            state_dict = {**state_dict, "param_groups": groups}
-        super().load_state_dict(state_dict)
+        if len(saved) != len(self.param_groups):
+            return state_dict
+        names = (*self._names, *self._extra)
+        own = [{name: group[name] for name in names if name in group} for group in self.param_groups]
+        groups = [{**mine, **group} for mine, group in zip(own, saved, strict=True)]
+        state = dict(state_dict["state"])
+        for group, mine in zip(groups, self.param_groups, strict=True):
+            for key, param in zip(group["params"], mine["params"], strict=False):  # torch refuses another number
+                if isinstance(state.get(key), dict):
+                    state[key] = self._kept(state[key], param, group)
+        return {**state_dict, "state": state, "param_groups": groups}
+
+    def _kept(self, entry: Mapping[str, Any], param: Any, group: Group) -> dict[str, Any]:
+        """The entry of a parameter in a state to be loaded; where torch has been at the lower halves it has none."""
+        is_ours = _has_bf16(param, group) and self._reason(param, group) is None
+        return {
+            name: _Kept(value.to(dtype=_dtype_of(name, param, group), device=param.device))
+            if is_ours and name in _BUFFERS and isinstance(value, torch.Tensor)
+            else value
+            for name, value in entry.items()
+            if name != "low_half" or (is_ours and getattr(value, "dtype", None) is torch.int16)
+        }
 
     def add_param_group(self, param_group: Group) -> None:
         """As torch's; the options of a new group are checked."""
         super().add_param_group(param_group)
         self._plan = None
-        group = self.param_groups[-1]
-        if not self._is_torchs(group):
-            try:
-                self._options(group)
-            except (TypeError, ValueError):
-                self.param_groups.pop()
-                raise
+        try:
+            self._check(len(self.param_groups) - 1, self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     @property
     def native(self) -> Native:
@@ -326,6 +446,47 @@ class RMSprop(torch.optim.RMSprop):
             self._make_plan()
         count = sum(len(group["params"]) for group in self.param_groups)
         return Native(count, dict(sorted({**self._refused, **self._reasons}.items())))
+
+    def master(self, param: torch.Tensor) -> torch.Tensor:
+        """The values of a parameter in the precision in which it is trained.
+
+        Parameters
+        ----------
+        param : torch.Tensor
+            One of this optimizer's.
+
+        Returns
+        -------
+        torch.Tensor
+            A new tensor: float32 for a bfloat16 parameter, with the lower halves that the state keeps where it does;
+            of any other parameter a copy.
+
+        Raises
+        ------
+        ValueError
+            If the optimizer has no such parameter.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from rmsprop_native.interop.torch import RMSprop
+        >>> p = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+        >>> optimizer = RMSprop([p], lr=2**-14, alpha=0.75, eps=0.0)
+        >>> p.grad = torch.ones_like(p)
+        >>> optimizer.step()
+        >>> p.detach().float(), optimizer.master(p)
+        (tensor([1., 1.]), tensor([0.9999, 0.9999]))
+        """
+        if not any(param is each for group in self.param_groups for each in group["params"]):
+            raise ValueError(f"the optimizer has no such parameter, a {type(param).__name__} of {tuple(param.shape)}")
+        return self._master(param)
+
+    def _master(self, param: Any) -> Any:
+        low = self.state.get(param, {}).get("low_half")
+        param = param.detach()
+        if param.dtype is torch.bfloat16:
+            return param.float() if low is None else _join(param, low)
+        return param.clone(memory_format=torch.preserve_format)
 
     # ---- the step ----
 
@@ -385,6 +546,9 @@ class RMSprop(torch.optim.RMSprop):
                 if other >= 0:
                     refused.setdefault(other, str(error))
         self._refused = {self._places[leaf]: reason for leaf, reason in refused.items()}
+        for (g, i), why in self._refused.items():
+            group = self.param_groups[g]
+            self._check_storage(group["params"][i], group, _name_of(group, g, i), f"is refused: {why}")
         others = sorted({*self._others, *self._refused})
         if others:
             with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
@@ -401,7 +565,9 @@ class RMSprop(torch.optim.RMSprop):
 
     def _is_torchs(self, group: Group) -> bool:
         """Whether torch.optim.RMSprop can take a group's step."""
-        return not self._fixed and all(group.get(name, value) == value for name, value in OWN.items())
+        return not self._fixed and all(
+            group.get(name, value) == value for name, value in OWN.items() if name not in STORAGE
+        )
 
     def _reason(self, param: Any, group: Group) -> str | None:
         """Why a parameter is not native, by what it is; or None."""
@@ -417,8 +583,12 @@ class RMSprop(torch.optim.RMSprop):
             return f"is on device {local.device}"
         if local.layout is not torch.strided:
             return f"has layout {local.layout}"
+        if local.dtype is torch.float16:
+            return "has dtype torch.float16, whose range is too small for squares of gradients: use bfloat16 or float32"
         if local.dtype not in _DTYPES:
             return f"has dtype {local.dtype}"
+        if _has_bf16(local, group) and not find_bfloat16():
+            return "has bfloat16 numbers, which need ml_dtypes with this version of torch"
         if local.is_inference():
             return "is an inference tensor"
         for flag in ("differentiable", "capturable", "caution"):
@@ -451,11 +621,13 @@ class RMSprop(torch.optim.RMSprop):
                 reason = why or self._reason(param, group)
                 if reason is None and count[param] > 1:
                     reason = "is there more than once"
+                self._check_storage(param, group, _name_of(group, g, i), reason)
                 if reason is not None:
                     reasons[g, i] = reason
-        limits = {group.get("clip_global_norm") for group in groups}
-        if len(limits) > 1:
-            raise ValueError(f"clip_global_norm must be the same in all groups, got {limits}")
+        limits, seeds = ({group.get(name, OWN[name]) for group in groups} for name in ("clip_global_norm", "seed"))
+        for name, values in (("clip_global_norm", limits), ("seed", seeds)):
+            if len(values) > 1:
+                raise ValueError(f"{name} must be the same in all groups, got {values}")
         if limits != {None} and reasons:
             # One norm of all gradients, which torch takes where any of them is not native.
             for g, group in enumerate(groups):
@@ -477,6 +649,7 @@ class RMSprop(torch.optim.RMSprop):
             seen,
             [param for _, _, param in every],
             [indices.get((g, i), -1) for g, i, _ in every],
+            [groups[g].get("square_avg_dtype") is not None for g, _, _ in own],
             _local,
             torch.get_num_threads,
         )
@@ -486,6 +659,7 @@ class RMSprop(torch.optim.RMSprop):
         common = Options(
             clip_global_norm=next((o.clip_global_norm for o in options if o.clip_global_norm is not None), None),
             ema=0.0 if any(o.ema is not None for o in options) else None,
+            seed=next((o.seed for o in formed if o is not None), 0),
         )
         rates = [_rate(o) for o in options]
         plan.set_numbers(
@@ -514,7 +688,7 @@ class RMSprop(torch.optim.RMSprop):
                 )
                 for g, group in enumerate(groups)
             ],
-            [sum(_BUFFERS[name] for name in o.buffers) if g in used else 0 for g, o in enumerate(options)],
+            [sum(_BUFFERS[name] for name in _buffers_of(o)) if g in used else 0 for g, o in enumerate(options)],
             counts,
             steps := list(counts.unbind()),
         )
@@ -543,18 +717,20 @@ class RMSprop(torch.optim.RMSprop):
         is_new = len(entry) == 0
         if is_new:
             entry["step"] = torch.zeros((), dtype=base._get_scalar_dtype())
-        for name in self._options(group).buffers:
+        dense = torch.contiguous_format if _has_bf16(param, group) else torch.preserve_format
+        for name in _buffers_of(self._options(group), param):
             if name in entry:
+                entry[name] = _widened(entry[name], name, param, group)
                 continue
             if name == "ema":  # no state of torch's class has it
-                entry[name] = param.detach().clone(memory_format=torch.preserve_format)
+                entry[name] = self._master(param).contiguous(memory_format=dense)
                 continue
-            if not is_new:
+            if not is_new and name != "low_half":  # without lower halves the parameters are what they are
                 raise ValueError(
                     f"the state of {name_of_param} has no {name}: it was made with other options; "
                     f"put zeros there to go on with these"
                 )
-            entry[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            entry[name] = torch.zeros_like(param, dtype=_dtype_of(name, param, group), memory_format=dense)
             start = {**group, **self._fixed}.get("initial_square_avg", 0.0)
             if name == "square_avg" and start != 0:
                 entry[name].fill_(complex(start, start) if param.is_complex() else start)
@@ -569,17 +745,25 @@ class RMSprop(torch.optim.RMSprop):
             params = [param for param in params if param.grad is not None]
             if not params:
                 continue
-            if self._is_torchs(group) and not group.get("caution"):
-                self._step_as_torch({**group, "params": params})
-                continue
-            for param in params:
+            is_torchs = self._is_torchs(group) and not group.get("caution")
+            if plain := [param for param in params if is_torchs and not self._is_wide(param)]:
+                self._step_as_torch({**group, "params": plain})
+            for param in [param for param in params if not is_torchs or self._is_wide(param)]:
                 if param.grad.is_sparse:
                     raise RuntimeError("RMSprop does not support sparse gradients")
                 self._make_buffers(param, group, "a parameter")
                 entry = self.state[param]
                 entry["step"] += 1
                 steps = max([float(each["step"]) for each in self.state.values() if "step" in each])
-                _step_one(param, param.grad, entry, self._options(group), common, steps, bool(group.get("caution")))
+                whole = self._master(param) if "low_half" in entry else param
+                grad = param.grad.to(whole.dtype)
+                _step_one(whole, grad, entry, self._options(group), common, steps, bool(group.get("caution")))
+                if whole is not param:
+                    _split(whole, param, entry["low_half"])
+
+    def _is_wide(self, param: Any) -> bool:
+        """Whether the state of a parameter is one that the native step made of a bfloat16 parameter."""
+        return param.dtype is torch.bfloat16 and "low_half" in self.state.get(param, {})
 
     def _step_as_torch(self, group: Group) -> None:
         lists: list[list[Any]] = [[] for _ in range(6)]
@@ -619,13 +803,31 @@ def _name_of(group: Group, g: int, i: int) -> str:
     return name
 
 
+def _buffers_of(options: Options, param: Any = None) -> tuple[str, ...]:
+    """The names of the buffers of a parameter; without one, of a bfloat16 parameter."""
+    is_split = options.master_weights and (param is None or param.dtype is torch.bfloat16)
+    return (*options.buffers, "low_half") if is_split else options.buffers
+
+
+def _widened(buffer: Any, name: str, param: Any, group: Group) -> Any:
+    """A buffer of a parameter in float32 and in C order, where torch's class has made it in bfloat16."""
+    if not isinstance(buffer, torch.Tensor) or not _has_bf16(param, group):
+        return buffer
+    dtype = _dtype_of(name, param, group)
+    if buffer.dtype is torch.bfloat16 and dtype is torch.float32:
+        return buffer.to(dtype, memory_format=torch.contiguous_format)
+    return buffer.contiguous() if name in ("square_avg", "low_half") else buffer
+
+
 def _rate(options: Options) -> float:
     assert not callable(options.lr)
     return options.lr
 
 
 def _real_dtype(dtype: Any) -> Any:
-    """The NumPy dtype of the reals of one of torch's."""
+    """The NumPy dtype of the reals that numbers of one of torch's dtypes are computed with in."""
+    if dtype is torch.bfloat16:
+        return np.dtype(np.float32)
     return torch.empty((), dtype=dtype).numpy().real.dtype
 
 
@@ -641,7 +843,7 @@ def _step_one(
     param: Any, grad: Any, entry: dict[str, Any], options: Options, common: float, steps: float, caution: bool
 ) -> None:
     """One step of one parameter in torch's operations: the formula of `rmsprop_native.reference`."""
-    tensors: list[Any] = [param, grad, *(entry.get(name) for name in _BUFFERS)]
+    tensors: list[Any] = [param, grad, *(entry.get(name) for name in BUFFERS[:4])]
     if param.is_complex():
         tensors = [None if tensor is None else torch.view_as_real(tensor) for tensor in tensors]
     param, grad, v, b, a, average = tensors
@@ -700,6 +902,8 @@ class RMSpropTF(RMSprop):
         Step only where the momentum buffer and the gradient agree; by torch's operations, not natively.
     foreach : bool, optional
         As for `RMSprop`.
+    square_avg_dtype, master_weights, seed
+        As for `RMSprop`.
 
     Raises
     ------
@@ -736,6 +940,10 @@ class RMSpropTF(RMSprop):
         lr_in_momentum: bool = True,
         caution: bool = False,
         foreach: bool | None = None,
+        *,
+        square_avg_dtype: Literal["bfloat16"] | None = None,
+        master_weights: bool = True,
+        seed: int = 0,
     ) -> None:
         torch.optim.RMSprop.__init__(self, params, lr, alpha, eps, weight_decay, momentum, centered, False, foreach)
         if corrected_weight_decay and float(lr) <= 0:
@@ -747,6 +955,9 @@ class RMSpropTF(RMSprop):
                 "max_lr_snapshot": float(lr),
                 "lr_in_momentum": lr_in_momentum,
                 "caution": caution,
+                "square_avg_dtype": square_avg_dtype,
+                "master_weights": master_weights,
+                "seed": seed,
             }
         )
 
