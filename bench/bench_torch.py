@@ -1,6 +1,8 @@
-"""The step of an optimizer of torch: torch's own class in its two forms, and the drop-in."""
+"""The step of an optimizer of torch: torch's own class in its two forms, and the drop-in; and of bfloat16 tensors."""
 
 from __future__ import annotations
+
+import importlib.util
 
 import pytest
 from conftest import THREADS
@@ -55,3 +57,40 @@ def test_step(take_turns, shapes):
     if THREADS > 1:
         turns["ours, 1 thread"] = on_threads(1, turn)
     take_turns(turns, kind="torch", shapes=shapes)
+
+
+def bitsandbytes(params):
+    """Its RMSprop with a state of 8 bits."""
+    from bitsandbytes.optim import RMSprop8bit
+
+    return RMSprop8bit(params)
+
+
+# What makes an optimizer, and whether its parameters are bfloat16.
+BF16 = {
+    "ours": (lambda params: RMSprop(params), True),
+    "ours, square_avg bfloat16": (lambda params: RMSprop(params, square_avg_dtype="bfloat16"), True),
+    "ours, rounded": (lambda params: RMSprop(params, master_weights=False), True),
+    "ours, all bfloat16": (
+        lambda params: RMSprop(params, master_weights=False, square_avg_dtype="bfloat16"),
+        True,
+    ),
+    "ours, float32": (lambda params: RMSprop(params), False),
+    "torch": (lambda params: torch.optim.RMSprop(params, foreach=False), True),
+    "torch foreach": (lambda params: torch.optim.RMSprop(params, foreach=True), True),
+    **({"bitsandbytes 8 bit": (bitsandbytes, True)} if importlib.util.find_spec("bitsandbytes") else {}),
+}
+
+
+@pytest.mark.usefixtures("_torch_threads")
+@pytest.mark.parametrize("shapes", ["64 Ki", "16 Mi"])
+def test_bf16_step(take_turns, shapes):
+    torch.manual_seed(7)
+    n = {"64 Ki": 2**16, "16 Mi": 2**24}[shapes]
+    turns = {}
+    for name, (make, is_bf16) in BF16.items():
+        p = torch.nn.Parameter(torch.randn(n, dtype=torch.bfloat16 if is_bf16 else torch.float32))
+        p.grad = torch.randn_like(p)
+        torch.set_num_threads(THREADS)
+        turns[name] = on_threads(THREADS, hot(make([p]).step))
+    take_turns(turns, kind="torch bf16", shapes=shapes)

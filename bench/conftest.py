@@ -93,7 +93,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
     machine_info["config"] = rms.show_config("dicts")
     machine_info["versions"] = {}
-    for name in ("numpy", "numexpr", "numba", "torch", "jax", "optax"):
+    for name in ("numpy", "numexpr", "numba", "torch", "jax", "optax", "bitsandbytes"):
         try:
             machine_info["versions"][name] = version(name)
         except PackageNotFoundError:

@@ -177,6 +177,28 @@ def torch_steps(runs: Runs) -> str:
     return markdown(["parameters, float32", "", "ours", *(f"{name}, over ours" for name in names)], rows)
 
 
+BF16 = (
+    "ours, square_avg bfloat16",
+    "ours, rounded",
+    "ours, all bfloat16",
+    "ours, float32",
+    "torch",
+    "torch foreach",
+    "bitsandbytes 8 bit",
+)
+
+
+def torch_bf16_steps(runs: Runs) -> str:
+    """The step of bfloat16 tensors, by what is kept, beside that of others."""
+    rows = [
+        [run["shapes"], threads_of(run["threads"]), time(run["medians"], "ours")]
+        + [over(run["medians"], name) for name in BF16]
+        for run in runs
+        if run["kind"] == "torch bf16"
+    ]
+    return markdown(["parameters, bfloat16", "", "ours", *(f"{name}, over ours" for name in BF16)], rows)
+
+
 def parts(runs: Runs, rows: list[Row]) -> dict[str, str]:
     """The sections of the page below its mark, by their titles."""
     return {
@@ -187,6 +209,7 @@ def parts(runs: Runs, rows: list[Row]) -> dict[str, str]:
         "Limit over ours": limits(runs),
         "Peers, times over ours": f"- where it was not measured.\n\n{peers(runs)}",
         "The optimizer of torch": torch_steps(runs),
+        "The optimizer of torch with bfloat16 tensors": torch_bf16_steps(runs),
         "Trees of arrays of 64 float32, one thread": ratios(runs, "trees", "ours", TREES),
         "The ufunc and its wrapper, float64, one thread": ratios(runs, "ufunc", "ours", UFUNC),
         "Subnormal accumulators, 64 Ki float32": ratios(runs, "subnormal", "normal"),
