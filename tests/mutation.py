@@ -29,10 +29,12 @@ LISTED = Path(__file__).with_name("mutants.txt")
 DEADLINE = 60  # seconds for the tests of one mutant; one that takes longer is killed, as an endless loop is
 
 # The file, and what kills its mutants, quickest first; a number is one of inputs.
+FORMULA_PROGRAMS = ["fuzz_step 50", "fuzz_ufunc 50", "test_fixed", "test_step", "fuzz_ufunc 1000"]
 C_PROGRAMS = {
     "rmsp_bind.c": ["fuzz_bind 300", "fuzz_step 20", "test_bind", "fuzz_bind 3000", "test_step", "test_plan"],
     "rmsp_step.c": ["fuzz_step 50", "test_step", "fuzz_step 1000"],
-    "rmsp_kernel.inc.h": ["fuzz_step 50", "fuzz_ufunc 50", "test_fixed", "test_step", "fuzz_ufunc 1000"],
+    "rmsp_formula.inc.h": FORMULA_PROGRAMS,
+    "rmsp_kernel.inc.h": FORMULA_PROGRAMS,
 }
 PYTHON_TESTS = {
     "reference.py": ["test_reference.py", "test_storage.py", "test_check.py"],

@@ -73,6 +73,7 @@ TESTED_ELSEWHERE = {
     "cores": ("threads", "rmsp_threads.c is its one user"),
     "fenv": ("threads", "it is <fenv.h>, whose rounding mode is what workers take from their caller"),
     "isa": ("dispatch", "it declares the tables that rmsp_dispatch.c chooses from"),
+    "formula": ("kernels", "the body of its loops"),
     "kernel": ("kernels", "rmsp_kernels.c instantiates it"),
     "ufunc": ("ufuncs", "ufuncs.py is how a user reaches it"),
     "_sources": ("arrays", "they describe the arrays; those of tensors are tested beside torch, in tests/peers"),

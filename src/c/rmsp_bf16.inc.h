@@ -1,6 +1,6 @@
 /* rmsp_bf16.inc.h: the step over arrays of which some are bfloat16, and what is read from and written to them.
  *
- * Included once by rmsp_kernels.c, behind the float32 formula, which it calls: a piece of PIECE elements is read into
+ * Included once by rmsp_kernels.c: a piece of PIECE elements is read into
  * float32, stepped and written back. The pieces are short, so that the processor works on the conversion of one while
  * the divider is busy with another.
  *
@@ -85,12 +85,12 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
     uint32_t start = stream + word * RMSP_WORD_STEP;
 
     for (size_t i = 0; i < n; i += PIECE) {
-        float wide_param[PIECE], wide_grad[PIECE], wide_avg[PIECE], unused = 0;
+        float wide_param[PIECE], wide_grad[PIECE], wide_avg[PIECE];
         uint32_t pairs[HALF];
         uint16_t *const param16 = (uint16_t *)param + i, *const low16 = low + i;
-        float *const p = param_storage == RMSP_PARAM_F32 ? (float *)param + i : wide_param;
-        const float *const g = grad16 ? wide_grad : (const float *)grad + i;
-        float *const v = avg16 ? wide_avg : (float *)square_avg + i;
+        float *const params = param_storage == RMSP_PARAM_F32 ? (float *)param + i : wide_param;
+        const float *const grads = grad16 ? wide_grad : (const float *)grad + i;
+        float *const means = avg16 ? wide_avg : (float *)square_avg + i;
 
         if (avg16 || param_storage == RMSP_PARAM_ROUNDED) {
             for (uint32_t k = 0; k < HALF; k++) pairs[k] = rmsp_mix(start + k * RMSP_WORD_STEP);
@@ -101,13 +101,26 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
         if (grad16) FUNCTION(read_piece)(by_words, (const uint16_t *)grad + i, wide_grad);
         if (avg16) FUNCTION(read_piece)(by_words, (const uint16_t *)square_avg + i, wide_avg);
 
-        for (int k = 0; k < PIECE; k++) {
-            RMSP_GLUE(rmsp_, RMSP_ISA, _f32_element)
-            (momentum, centered, l2, neutral, &c, p + k, g[k], v + k,
-             momentum == RMSP_MOMENTUM_NONE ? &unused : momentum_buffer + i + k, centered ? grad_avg + i + k : &unused);
-        }
+        for (size_t k = 0; k < PIECE; k++)
+#define T float
+#define SQRT sqrtf
+#define AT(array) AT_##array
+#define AT_param params[k]
+#define AT_grad grads[k]
+#define AT_square_avg means[k]
+#define AT_momentum_buffer momentum_buffer[i + k]
+#define AT_grad_avg grad_avg[i + k]
+#include "rmsp_formula.inc.h"
+#undef AT_param
+#undef AT_grad
+#undef AT_square_avg
+#undef AT_momentum_buffer
+#undef AT_grad_avg
+#undef AT
+#undef SQRT
+#undef T
 
-        if (avg16) FUNCTION(round_piece)(by_words, wide_avg, pairs, (uint16_t *)square_avg + i);
+            if (avg16) FUNCTION(round_piece)(by_words, wide_avg, pairs, (uint16_t *)square_avg + i);
         if (param_storage == RMSP_PARAM_ROUNDED) {
             for (int k = 0; k < HALF; k++) pairs[k] = rmsp_swap_bytes(pairs[k]);
             FUNCTION(round_piece)(by_words, wide_param, pairs, param16);

@@ -1,4 +1,4 @@
-/* rmsp_kernel.inc.h: THE formula: one loop, a template over the element type; and its companions.
+/* rmsp_kernel.inc.h: the loop around the formula, a template over the element type; and its companions.
  *
  * Parameters, defined by the includer and undefined here:
  *   T          the element type, float or double
@@ -7,45 +7,8 @@
  *   NAME(x)    the symbol of x in this instantiation, e.g. rmsp_avx2_f32_ ## x
  *
  * momentum, centered, l2 and neutral are constants in every instance, so that the compiler removes the branches on
- * them; a flag known only at run time would prevent vectorisation, which costs 8x. The order of operations is the
- * specification: nothing here may be reassociated or contracted (-ffp-contract=off), and reference.py says the same in
- * NumPy.
+ * them; a flag known only at run time would prevent vectorisation, which costs 8x.
  */
-/* One element: the formula. Its buffers, and the parameter, are updated. */
-static RMSP_ALWAYS_INLINE void NAME(element)(const rmsp_momentum momentum, const int centered, const int l2,
-                                             const int neutral, const COEF *c, T *param, T g, T *square_avg,
-                                             T *momentum_buffer, T *grad_avg)
-{
-    const T p = *param;
-    if (!neutral) {
-        g = c->grad_scale * g;
-        g = c->clip_value < g ? c->clip_value : g; /* in this form a NaN stays */
-        g = -c->clip_value > g ? -c->clip_value : g;
-    }
-    if (l2) g = g + c->weight_decay * p;
-
-    const T v = c->rho * *square_avg + (c->one_minus_rho * g) * g;
-    T d = neutral ? v : c->bias_correction * v;
-    if (centered) {
-        const T a = c->rho * *grad_avg + c->one_minus_rho * g;
-        const T mean = neutral ? a : c->bias_correction * a;
-        *grad_avg = a;
-        d = d - mean * mean;
-        d = d < 0 ? 0 : d; /* rounding alone takes a constant gradient below 0 */
-    }
-    const T r = SQRT(d + c->eps_inside) + c->eps_outside;
-
-    T u = (c->lr_in * g) / r;
-    if (momentum != RMSP_MOMENTUM_NONE) {
-        const T b = c->momentum * *momentum_buffer + u;
-        *momentum_buffer = b;
-        u = momentum == RMSP_MOMENTUM_NESTEROV ? u + c->momentum * b : b;
-    }
-    *square_avg = v;
-    *param = (neutral ? p : c->shrink * p) - (neutral && momentum == RMSP_MOMENTUM_NONE ? u : c->lr_out * u);
-}
-
-/* The loop over arrays of the element type. */
 static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const int centered, const int l2,
                                           const int neutral, const rmsp_each each, const size_t n, T *restrict param,
                                           const T *restrict grad, T *restrict square_avg, T *restrict momentum_buffer,
@@ -72,14 +35,9 @@ static RMSP_ALWAYS_INLINE void NAME(step)(const rmsp_momentum momentum, const in
         }
         if (each != RMSP_SAME && !neutral) c.shrink = (T)(1.0 - lrs[i] * numbers.decay);
 
-        T p = param[i], v = square_avg[i], b = 0, a = 0;
-        if (momentum != RMSP_MOMENTUM_NONE) b = momentum_buffer[i];
-        if (centered) a = grad_avg[i];
-        NAME(element)(momentum, centered, l2, neutral, &c, &p, grad[i], &v, &b, &a);
-        if (centered) grad_avg[i] = a;
-        if (momentum != RMSP_MOMENTUM_NONE) momentum_buffer[i] = b;
-        square_avg[i] = v;
-        param[i] = p;
+#define AT(array) array[i]
+#include "rmsp_formula.inc.h"
+#undef AT
     }
 }
 
