@@ -21,7 +21,7 @@ SMALL = (Case(1, 5, "float32"), Case(3, 1 << 10, "float64"))
 @pytest.fixture
 def torch(monkeypatch):
     """Stands for the real one, which takes seconds to import, and counts its threads."""
-    module = SimpleNamespace(threads=5)
+    module = SimpleNamespace(threads=5, __version__="2")
     module.get_num_threads = lambda: module.threads
     module.set_num_threads = lambda n: setattr(module, "threads", n)
     monkeypatch.setitem(sys.modules, "torch", module)
@@ -62,6 +62,27 @@ def test_each_case_beside_each_peer(capsys):
     for line in (*_bench.table(timings), "Checked before: 3 steps of each peer"):
         assert line in printed
     assert progress == ""  # not a terminal
+
+
+@pytest.mark.usefixtures("short")
+def test_bfloat16(monkeypatch, capsys):
+    """All arrays are, over the memory that the peers have too; of the peers those that are compiled for it."""
+    seen = []
+
+    def make(params, grads, squares, threads):
+        seen.append([array.dtype.name for array in (*params, *grads, *squares)])
+        return lambda: None
+
+    monkeypatch.setitem(_bench.PEERS, "torch", make)
+    monkeypatch.setattr(_bench, "CASES", (Case(1, 5, "float32"), Case(1, 100, "bfloat16")))
+    timings = rms.bench(seconds=0)
+    assert [timing.peer for timing in timings if timing.case == "100 bfloat16"] == [AGAIN, "torch"]
+    assert seen[-1] == ["bfloat16"] * 3
+    printed = capsys.readouterr().out
+    assert "\nbfloat16: torch rounds to the nearest" in printed
+    # The same where NumPy has no bfloat16: without these cases.
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert {timing.case for timing in rms.bench(seconds=0)} == {"5 float32"}
 
 
 def test_names_of_cases():

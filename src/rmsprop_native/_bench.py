@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rmsprop_native import _core
+from rmsprop_native.arrays import bfloat16
 from rmsprop_native.functional import update_
 from rmsprop_native.runtime import show_config
 from rmsprop_native.state import init
@@ -109,6 +110,15 @@ def numba_step(parallel: bool) -> Peer:
     return make
 
 
+def _tensor(array: NDArray[Any]) -> Any:
+    """A tensor of torch over the memory of an array."""
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def _torch(foreach: bool) -> Peer:
     """The optimizer of torch, over each array by itself or with one call for all arrays."""
 
@@ -116,11 +126,11 @@ def _torch(foreach: bool) -> Peer:
         import torch
 
         torch.set_num_threads(threads)
-        leaves = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
+        leaves = [torch.nn.Parameter(_tensor(p)) for p in params]
         optimizer = torch.optim.RMSprop(leaves, lr=LR, alpha=RHO, eps=EPS, foreach=foreach)
         for leaf, g, v in zip(leaves, grads, squares, strict=True):
-            leaf.grad = torch.from_numpy(g)
-            optimizer.state[leaf] = {"step": torch.tensor(0.0), "square_avg": torch.from_numpy(v)}
+            leaf.grad = _tensor(g)
+            optimizer.state[leaf] = {"step": torch.tensor(0.0), "square_avg": _tensor(v)}
         step: Call = optimizer.step
         return step
 
@@ -152,8 +162,12 @@ PEERS: dict[str, Peer] = {
 }
 
 
+BFLOAT16_PEERS = ("torch", "torch foreach")
+"""Those that are compiled for it. They round to the nearest, ours stochastically: results are not compared."""
+
+
 class Case(NamedTuple):
-    """What is stepped: some arrays of `n` elements each."""
+    """What is stepped: some arrays of `n` elements each; in bfloat16 gradients and square_avg are, too."""
 
     arrays: int
     n: int
@@ -175,7 +189,18 @@ CASES = (
     Case(1, 1 << 22, "float32"),
     Case(1, 1 << 14, "float64"),
     Case(1, 1 << 20, "float64"),
+    Case(1, 1 << 14, "bfloat16"),
+    Case(1, 1 << 22, "bfloat16"),
 )
+
+
+def _cases_here() -> list[Case]:
+    """The cases whose dtype is installed."""
+    try:
+        bfloat16()
+    except ImportError:
+        return [case for case in CASES if case.dtype != "bfloat16"]
+    return list(CASES)
 
 
 class Timing(NamedTuple):
@@ -227,6 +252,7 @@ def bench(seconds: float = 6.0) -> list[Timing]:
     -----
     The peers are the step in NumPy as people write it and with ``out=`` into buffers made beforehand, a loop compiled
     by Numba, torch's RMSprop, and torch's fused Adagrad, which is another rule with a step of about the same work.
+    Cases in bfloat16 need ml_dtypes, and have no peers but torch's RMSprop.
     Before they are timed, some steps of each are compared with `update_`. In each round all are called, in another
     order each time, on the same arrays and over the same memory: the pages that an array happens to have change the
     time of a step. Each begins its part with calls that are not timed, so that it finds the arrays in the caches where
@@ -255,9 +281,10 @@ def bench(seconds: float = 6.0) -> list[Timing]:
             at_end.callback(torch.set_num_threads, torch.get_num_threads())
         differences, missing = compare()
         timings: list[Timing] = []
-        for i, case in enumerate(CASES):
-            _progress(f"measuring {i + 1} of {len(CASES)}: {case}")
-            timings += _time(case, differences, seconds / len(CASES))
+        cases = _cases_here()
+        for i, case in enumerate(cases):
+            _progress(f"measuring {i + 1} of {len(cases)}: {case}")
+            timings += _time(case, differences, seconds / len(cases))
         _progress("")
         print("Time of each peer over that of rms.update_; hot arrays, one thread, medians of interleaved rounds.\n")
         print("\n".join([*table(timings), "", *notes(timings, differences, missing), ""]))
@@ -309,8 +336,11 @@ def _time(case: Case, names: Iterable[str], seconds: float) -> list[Timing]:
     them; the parameters move by about lr at a step. So no number becomes subnormal or infinite.
     """
     rng = np.random.default_rng(7)
-    params, grads = ([rng.standard_normal(case.n).astype(case.dtype) for _ in range(case.arrays)] for _ in range(2))
-    state = init(params, lr=LR, rho=RHO, eps=EPS)
+    is_bfloat16 = case.dtype == "bfloat16"
+    dtype = bfloat16() if is_bfloat16 else np.dtype(case.dtype)
+    params, grads = ([rng.standard_normal(case.n).astype(dtype) for _ in range(case.arrays)] for _ in range(2))
+    options: dict[str, Any] = {"square_avg_dtype": "bfloat16", "master_weights": False} if is_bfloat16 else {}
+    state = init(params, lr=LR, rho=RHO, eps=EPS, **options)
     squares = list(state.square_avg)
     for square_avg, grad in zip(squares, grads, strict=True):
         square_avg[...] = grad * grad
@@ -318,6 +348,7 @@ def _time(case: Case, names: Iterable[str], seconds: float) -> list[Timing]:
     def ours() -> None:
         update_(params, grads, state)
 
+    names = [name for name in names if not is_bfloat16 or name in BFLOAT16_PEERS]
     calls = {name: PEERS[name](params, grads, squares, 1) for name in names}
     medians = medians_of([ours, ours, *calls.values()], seconds)
     pairs = zip([AGAIN, *calls], medians[1:], strict=True)
@@ -372,9 +403,9 @@ def table(timings: Sequence[Timing]) -> list[str]:
     above, below = zip(*map(_title, peers), strict=True)
     rows = [["", "ours", *above], ["", "(us)", *below]]
     for case in cases:
-        of_case = [cells[case, peer] for peer in peers]
-        ratios = [_digits(timing.ratio) + ("<" if timing.lost else " ") for timing in of_case]
-        rows.append([case, _digits(of_case[0].ours * 1e6), *ratios])
+        of_case = [cells.get((case, peer)) for peer in peers]
+        ratios = ["" if timing is None else _digits(timing.ratio) + ("<" if timing.lost else " ") for timing in of_case]
+        rows.append([case, _digits(cells[case, peers[0]].ours * 1e6), *ratios])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         " ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
@@ -388,6 +419,8 @@ def notes(timings: Sequence[Timing], differences: dict[str, float], missing: dic
     compared = sum(timing.peer != AGAIN for timing in timings)
     lines = [f"< A peer is faster, in {len(lost)} of {compared}{':' if lost else '.'}"]
     lines += [f"    {timing.case}: {timing.peer}, {_digits(timing.ratio)} of our time" for timing in lost]
+    if any(timing.case.endswith("bfloat16") for timing in timings):
+        lines.append("bfloat16: torch rounds to the nearest, where parameters stop to move; ours stochastically.")
     if ADAGRAD in differences:
         lines.append("* Not RMSProp, but the nearest fused kernel of torch.")
     lines.append("ours again: the same call twice in each round; what differs from 1 there is noise.")
