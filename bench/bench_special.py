@@ -8,11 +8,13 @@ import sys
 import time
 import zipfile
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import QUICK, THREADS
+from precision import calls_of
 from threadpoolctl import threadpool_limits
 from timing import after
 
@@ -60,6 +62,12 @@ def test_misaligned(interleave, rng):
         state = rms.init(arrays[0])
         contenders[f"{start} bytes"] = lambda arrays=arrays, state=state: rms.update_(*arrays, state)
     interleave(contenders, kind="misaligned")
+
+
+@pytest.mark.parametrize("n", [2**16, 2**24])
+def test_storage(interleave, n):
+    """Storage in bfloat16 over float32, and the step of torch on bfloat16."""
+    interleave(calls_of(n, with_torch=find_spec("torch") is not None), kind="storage", n=n)
 
 
 @pytest.mark.parametrize("other", ["torch", "numpy"])

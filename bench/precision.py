@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,8 @@ from rmsprop_native import _core
 from rmsprop_native.tree import flatten
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 F32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
@@ -80,20 +83,26 @@ def torch_step(param: NDArray[Any], grad: NDArray[Any]) -> Any:
     """A step of torch.optim.RMSprop on bfloat16."""
     import torch
 
+    torch.set_num_threads(rms.num_threads())
     leaf = torch.nn.Parameter(as_tensor(param))
     leaf.grad = as_tensor(grad)
     return torch.optim.RMSprop([leaf], lr=LR, alpha=0.9, eps=1e-8).step
 
 
-def times(n: int, rounds: int, *, with_torch: bool) -> dict[str, float]:
-    """Nanoseconds an element of a step of each, the least of all rounds."""
-    calls: dict[str, Any] = {}
+def calls_of(n: int, *, with_torch: bool) -> dict[str, Callable[[], Any]]:
+    """A step of each storage on arrays of its own, and that of torch."""
+    calls: dict[str, Callable[[], Any]] = {}
     for name, storage in STORAGES.items():
-        arrays = storage.arrays(n)
-        calls[name] = lambda arrays=arrays: rms.update_(*arrays)
+        calls[name] = partial(rms.update_, *storage.arrays(n))
     if with_torch:
         param, grad, _ = STORAGES[SAME_AS_TORCH].arrays(n)
         calls[TORCH] = torch_step(param, grad)
+    return calls
+
+
+def times(n: int, rounds: int, *, with_torch: bool) -> dict[str, float]:
+    """Nanoseconds an element of a step of each, the least of all rounds."""
+    calls = calls_of(n, with_torch=with_torch)
     least = dict.fromkeys(calls, np.inf)
     repeats = max(1, (1 << 18) // n)
     order = np.random.default_rng(7)

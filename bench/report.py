@@ -133,7 +133,7 @@ def ratios(runs: Runs, kind: str, base: str, names: Sequence[str] = ()) -> str:
         or (size_of(run["n"]) if "n" in run else threads_of(run["threads"]))
         for run in found
     ]
-    if kind == "cold":
+    if kind in ("cold", "storage"):
         labels = [f"{label}, {threads_of(run['threads'])}" for label, run in zip(labels, found, strict=True)]
     names = names or [name for name in (found[0]["medians"] if found else ()) if name != base]
     rows = [[name, *(over(run["medians"], name, base) for run in found)] for name in names]
@@ -213,6 +213,7 @@ def parts(runs: Runs, rows: list[Row]) -> dict[str, str]:
         "Trees of arrays of 64 float32, one thread": ratios(runs, "trees", "ours", TREES),
         "The ufunc and its wrapper, float64, one thread": ratios(runs, "ufunc", "ours", UFUNC),
         "Subnormal accumulators, 64 Ki float32": ratios(runs, "subnormal", "normal"),
+        "Storage in bfloat16, plain step": ratios(runs, "storage", "float32"),
         "Nothing in any cache, float32": ratios(runs, "cold", "warm"),
         "Where parameter and gradient start in a page, 64 Ki float32": ratios(runs, "misaligned", "16 bytes"),
         "Beside other libraries' busy threads": f"{BESIDE}\n{beside(runs)}",

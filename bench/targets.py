@@ -186,6 +186,20 @@ def of_torch(runs: Runs) -> Iterator[Row]:
             yield Row(what, "never slower than 1 thread", f"{value:.2f}x", "", met)
 
 
+def of_storage(runs: Runs) -> Iterator[Row]:
+    """Storage in bfloat16; the targets are those for AVX-512."""
+    split, avg, narrow = "split", "float32, square_avg bfloat16", "rounded, square_avg bfloat16"
+    for n, least in ((2**16, {avg: 0.88, narrow: 0.88}), (2**24, {avg: 1.0, narrow: 1.12, split: 0.9})):
+        run = find(runs, kind="storage", n=n, threads=1)
+        for name, speed in least.items() if run else ():
+            value = over(run["medians"], "float32", name)
+            yield ratio(f"{name}, {size_of(n)}", f">= {speed} of the speed of float32", value, least=speed)
+    run = find(runs, kind="storage", n=2**24, threads=1)
+    if run:
+        value = over(run["medians"], "torch's own, all bfloat16", narrow)
+        yield ratio(f"{narrow}, 16 Mi", ">= 3x torch in bfloat16", value, least=3)
+
+
 def of_the_rest(runs: Runs) -> Iterator[Row]:
     """Beside other libraries' threads; the import and the wheel."""
     for other, what in (("torch", "torch's threads"), ("numpy", "NumPy's BLAS threads")):
@@ -221,6 +235,7 @@ PARTS = (
     of_limits,
     of_peers,
     of_torch,
+    of_storage,
     of_the_rest,
     of_checkpoints,
 )
