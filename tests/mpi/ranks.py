@@ -436,12 +436,15 @@ def _with(key, value):
     return lambda grads, params: grads | {key: value(params) if callable(value) else value}
 
 
+SWAPPED = np.dtype(ml_dtypes.bfloat16).newbyteorder(">" if sys.byteorder == "little" else "<")
 WRONG = {
     "shape": (ValueError, _with("complex", np.zeros(4, np.complex64)), "has shape (4,), parameter 'complex' has (13,)"),
     "dtype": (TypeError, _with("number", np.zeros(())), "gradient 'number' has dtype float64, parameter 'number' has"),
     "list": (TypeError, _with("number", [1.0]), "gradient 'number' is a list, not a numpy.ndarray"),
     "missing": (ValueError, lambda grads, params: {"layer": grads["layer"]}, "do not have the keys of the parameters"),
     "rows": (TypeError, _with("complex", rms.RowGrad([0], np.zeros(1))), "gradient 'complex' is a RowGrad"),
+    "byte order": (TypeError, _with("number", np.zeros((), ">f4")), "'number' has byte order '>f4'; convert it with"),
+    "swapped": (TypeError, _with("number", np.zeros((), np.uint16).view(SWAPPED)), "'number' has byte order '>V2'"),
     "narrow": (TypeError, _with("complex", np.zeros(13, ml_dtypes.bfloat16)), "'complex' has dtype bfloat16, param"),
     "masked": (TypeError, _with("complex", np.ma.zeros(13, np.complex64)), "is a masked array"),
     "itself": (ValueError, _with("complex", lambda params: params["complex"]), "overlaps parameter 'complex' in memo"),

@@ -852,6 +852,8 @@ def _gradient(path: str, leaf: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
     if issubclass(type(leaf), np.ma.MaskedArray):
         raise refusal("masked", name, leaf)
     array: NDArray[Any] = np.ndarray.view(leaf, np.ndarray)
+    if not array.dtype.isnative:
+        raise refusal("byte_order", name, array)
     if arithmetic(array.dtype) != arithmetic(dtype):  # bfloat16 and float32 go together
         raise refusal("other_dtype", name, array, dtype=dtype, owner=owner)
     if array.shape != shape:
