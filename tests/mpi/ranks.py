@@ -245,7 +245,9 @@ def gradients_of_bfloat16_as_they_are(storage, reduction):
 
 @case()
 def written_between_steps():
-    """Parameters that are zeroed, negated and replaced: a lower half that is stale is read as on one machine."""
+    """Parameters that are zeroed, negated and replaced: a lower half that is stale is read as on one machine. Options
+    that are replaced leave lower halves as they are.
+    """
     params, ref_params = narrow_params(), narrow_params()
     state, ref = mpi.init(params, comm=COMM, lr=LR, bucket_bytes=512), rms.init(ref_params, lr=LR)
     for step in range(9):
@@ -254,6 +256,9 @@ def written_between_steps():
                 tree["w"][::2] = 0
                 tree["w"][1::4] *= ml_dtypes.bfloat16(-1)
                 tree["other"][:20] = tree["w"][0, 0]
+        if step == 5:
+            for one in (state, ref):
+                one.replace(lr=0.01)
         mpi.update_(params, narrow_grads_of(COMM.rank, step), state)
         rms.update_(ref_params, reduced(step, of=narrow_grads_of), ref)
     check_same(params, ref_params)
