@@ -1035,21 +1035,27 @@ cdef class Plan:
             other = f"its {ARRAYS[where.other_array]}"
         elif overlaps:
             other = title(ARRAYS[where.other_array], paths[where.other_leaf])
+        owner = "its square_avg" if where.array == c.RMSP_PARAM else "its parameter"
+        if where.array > c.RMSP_GRAD and self._type_of(where.leaf, where.array) != slot.type:
+            owner = "that of such a parameter"
         raise refusal(
             _core.reason_name(reason).decode(),
             title(ARRAYS[where.array], paths[where.leaf]),
             array,
             shape=shape,
-            dtype=self._dtype(where.leaf),
-            owner="its square_avg" if where.array == c.RMSP_PARAM else "its parameter",
+            dtype=self._dtype(where.leaf, where.array),
+            owner=owner,
             rows=rows,
             other=other,
             is_other=is_other,
             supported=SUPPORTED,
         )
 
-    cdef object _dtype(self, size_t i):
-        cdef int type = self.plan.slots[i].type
+    cdef object _dtype(self, size_t i, int k):
+        """What array k of a leaf must have, for messages."""
+        cdef int type = self.plan.slots[i].type if k <= c.RMSP_GRAD else self._type_of(i, k)
+        if type == c.RMSP_LOW16:
+            return "int16"
         return BFLOAT16 if type == c.RMSP_BF16 else cnp.PyArray_DescrFromType(num_of_type(type))
 
 

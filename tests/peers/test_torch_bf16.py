@@ -450,6 +450,54 @@ def test_state_of_torchs_class_without_a_load():
     assert_states_alike(optimizer, params, expected)
 
 
+def test_buffers_that_are_not_contiguous():
+    """They become so; momentum buffers may have any layout."""
+    params = params_of([(6, 4), (3, 5)])
+    options = OPTIONS | {"momentum": 0.9} | AVERAGES["bf16"]
+    optimizer, arrays, state = beside_reference(RMSprop, params, options)
+    for p in params:
+        optimizer.state[p] |= {
+            name: optimizer.state[p][name].T.contiguous().T for name in ("square_avg", "momentum_buffer", "low_half")
+        }
+    reference.update_(arrays, give_grads(params, 4), state)
+    optimizer.step()
+    assert_alike(params, arrays)
+    assert_states_alike(optimizer, params, state)
+    for p in params:
+        assert optimizer.state[p]["low_half"].is_contiguous()
+
+
+def test_square_avg_is_not_rounded_by_an_option_that_is_set_later():
+    p = params_of([(5,)])[0]
+    optimizer = RMSprop([p])
+    give_grads([p], 0)
+    optimizer.step()
+    optimizer.param_groups[0]["square_avg_dtype"] = "bfloat16"
+    before = optimizer.master(p)
+    words = r"square_avg .* has dtype (torch\.)?float32, its parameter has bfloat16: .* take the native step"
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    assert torch.equal(optimizer.master(p), before)
+    optimizer.state[p]["square_avg"] = optimizer.state[p]["square_avg"].bfloat16()
+    optimizer.step()
+    assert optimizer.native
+
+
+def test_a_model_that_changes_its_dtype():
+    """The state goes along: from float32 to bfloat16 and back."""
+    p = params_of([(7, 3)], torch.float32)[0]
+    optimizer = RMSprop([p], momentum=0.5)
+    expected = {}
+    for step, dtype in enumerate((torch.float32, torch.bfloat16, torch.bfloat16, torch.float32)):
+        p.data = p.data.to(dtype)
+        give_grads([p], step)
+        optimizer.step()
+        assert optimizer.native
+        assert optimizer.state[p]["square_avg"].dtype is torch.float32
+        expected[dtype] = optimizer.state[p]["low_half"] if step else None
+    assert expected[torch.bfloat16].dtype is torch.int16
+
+
 def test_checkpoint_for_torchs_class_and_back():
     """It rounds the buffers to bfloat16, and leaves lower halves that no longer belong to the parameters."""
     params = params_of()
@@ -562,6 +610,21 @@ def test_a_parameter_that_is_refused_at_a_step():
         assert torch.equal(memory, before)
 
 
+def test_a_gradient_that_overlaps_beside_a_parameter_that_is_left_out():
+    """The arrays of the other one, bound before, are no longer looked at."""
+    p, q = params_of([(20,), (5,)])
+    optimizer = RMSprop([p, q])
+    give_grads([p, q], 0)
+    optimizer.step()
+    before = as_array(q)
+    p.grad, q.grad = p.detach(), None
+    for _ in range(2):
+        optimizer.step()
+        assert "overlaps" in repr(optimizer.native) or "is its parameter itself" in repr(optimizer.native)
+    assert same_bits(as_array(q), before)
+    assert float(optimizer.state[p]["step"]) == 3
+
+
 def test_torchs_own_step_where_it_never_was_native():
     """A subclass is stepped as by torch's class, with its state in bfloat16."""
 
@@ -595,6 +658,12 @@ def test_torchs_own_step_where_it_never_was_native():
             {"master_weights": False, "differentiable": True},
             ValueError,
             "is in a group with differentiable=True: master_weights=False is for parameters that take the native step",
+        ),
+        (
+            torch.bfloat16,
+            {"eps_inside_sqrt": True, "differentiable": True},
+            ValueError,
+            "is in a group with differentiable=True: with bfloat16 that is for the options that torch's class has",
         ),
     ],
 )
@@ -641,7 +710,7 @@ def test_master_reads_halves_as_the_step_does():
     optimizer = RMSprop([p])
     optimizer.state[p] = {"low_half": torch.from_numpy(lower.view(np.int16))}
     found = optimizer.master(p).numpy()
-    assert np.array_equal(found.view(np.uint32), rms.arrays.join_halves(upper.view(BF16), lower).view(np.uint32))
+    assert np.array_equal(found.view(np.uint32), reference.join_halves(upper.view(BF16), lower).view(np.uint32))
 
 
 @pytest.mark.threads

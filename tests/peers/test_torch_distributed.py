@@ -437,6 +437,72 @@ def complex_shards(here, options, limit):
         assert_close(whole(p), whole(plain), "param")
 
 
+BF16 = {
+    "split": {},
+    "rounded": {"master_weights": False, "square_avg_dtype": "bfloat16"},
+    "clipped": {"clip_norm": 0.5},
+}
+
+
+@case(storage=BF16, options=("plain", "all"))
+def bf16_shards(here, storage, options):
+    """Native, by the bits of the shard alone; with clip_norm by torch's operations in float32, where they differ by
+    rounding. A state goes through a state_dict.
+    """
+    random = torch.Generator().manual_seed(1)
+    values, *grads = (torch.randn(5, 3, generator=random).bfloat16() for _ in range(4))
+    options = EVERY[options] | BF16[storage]
+    mesh = init_device_mesh("cpu", (RANKS,))
+    rows = slice(0, 3) if here.rank == 0 else slice(3, 5)
+    p, plain = nn.Parameter(distribute_tensor(values, mesh, [Shard(0)])), nn.Parameter(values)
+    if storage == "rounded":  # random bits are those of elements of the shard
+        plain = nn.Parameter(values[rows].clone())
+    optimizer, expected = RMSprop([p], **options), RMSprop([plain], **options)
+    for grad in grads:
+        p.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        plain.grad = grad[rows] if storage == "rounded" else grad
+        optimizer.step()
+        expected.step()
+        saved = optimizer.state_dict()
+        optimizer = RMSprop([p], **options)
+        optimizer.load_state_dict(saved)
+    master, whole = optimizer.master(p), expected.master(plain)
+    assert type(master) is DTensor
+    assert master.shape == p.shape
+    assert bool(optimizer.native) == (storage != "clipped")
+    found, wanted = master.to_local(), whole if storage == "rounded" else whole[rows]
+    if storage == "clipped":
+        assert_close(found.numpy(), wanted.numpy(), "master", 2.0**-22)
+    else:
+        assert torch.equal(found, wanted)
+
+
+@case(storage=("split", "rounded"))
+def bf16_checkpoint(here, storage):
+    """The lower halves through a state of torch.distributed.checkpoint."""
+    options = EVERY["all"] | BF16[storage]
+    model = sharded(model_of(torch.bfloat16))
+    optimizer = RMSprop(model.parameters(), **options)
+    train(here, model, optimizer, 3)
+    assert optimizer.native
+    saved = copy.deepcopy(dcp_state.get_state_dict(model, optimizer))
+    other = sharded(model_of(torch.bfloat16, seed=2))
+    resumed = RMSprop(other.parameters(), **options)
+    dcp_state.set_state_dict(other, resumed, model_state_dict=saved[0], optim_state_dict=saved[1])
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.to_local(), q.to_local())
+        assert optimizer.state[p].keys() == resumed.state[q].keys()
+        for name in optimizer.state[p].keys() - {"step"}:
+            one, two = (of.state[tensor][name].to_local() for of, tensor in ((optimizer, p), (resumed, q)))
+            assert one.dtype == two.dtype
+            assert torch.equal(one, two)
+    for each, of in ((model, optimizer), (other, resumed)):
+        train(here, each, of, 2, 3)
+    assert resumed.native
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.to_local(), q.to_local())
+
+
 @case()
 def norm_in_double(here):
     """The norm of float32 gradients over all processes has the precision of the native one."""

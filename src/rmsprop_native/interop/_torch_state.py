@@ -62,7 +62,8 @@ def from_state_dict(state_dict: Mapping[str, Any], params: Any, **options: Any) 
     State
         Its next step is the one that the optimizer would take. It has copies of the buffers; `step` is the largest
         count of the parameters. Options that differ between groups become overrides. Buffers of bfloat16 parameters
-        that torch's class keeps in bfloat16 become float32.
+        that torch's class keeps in bfloat16 become float32. Random bits go by the order of the leaves, so that those of
+        stochastic rounding are the optimizer's where its parameters are in that order.
 
     Raises
     ------

@@ -153,7 +153,7 @@ def _dtype_of(name: str, param: Any, group: Group) -> Any:
 
 
 def _join(upper: Any, lower: Any) -> Any:
-    """`rmsprop_native.arrays.join_halves` in torch's operations."""
+    """`rmsprop_native.reference.join_halves` in torch's operations."""
     if _is_sharded(upper):
         local = _join(_local(upper, upper), _local(lower, upper))
         return DTensor.from_local(
@@ -371,6 +371,8 @@ class RMSprop(torch.optim.RMSprop):
         if reason is not None and (is_rounded or group.get("square_avg_dtype") is not None):
             option = "master_weights=False" if is_rounded else f"square_avg_dtype={group['square_avg_dtype']!r}"
             raise ValueError(f"{name} {reason}: {option} is for parameters that take the native step")
+        if param.dtype is torch.bfloat16 and group.get("differentiable") and not self._is_torchs(group):
+            raise ValueError(f"{name} {reason}: with bfloat16 that is for the options that torch's class has")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -419,14 +421,15 @@ class RMSprop(torch.optim.RMSprop):
         return {**state_dict, "state": state, "param_groups": groups}
 
     def _kept(self, entry: Mapping[str, Any], param: Any, group: Group) -> dict[str, Any]:
-        """The entry of a parameter in a state to be loaded; where torch has been at the lower halves it has none."""
-        is_ours = _has_bf16(param, group) and self._reason(param, group) is None
+        """The entry of a parameter in a state to be loaded; lower halves that torch's class has converted are none."""
+        has_low = getattr(entry.get("low_half"), "dtype", None) is torch.int16
+        is_ours = _has_bf16(param, group) and (has_low or self._reason(param, group) is None)
         return {
             name: _Kept(value.to(dtype=_dtype_of(name, param, group), device=param.device))
             if is_ours and name in _BUFFERS and isinstance(value, torch.Tensor)
             else value
             for name, value in entry.items()
-            if name != "low_half" or (is_ours and getattr(value, "dtype", None) is torch.int16)
+            if name != "low_half" or (is_ours and has_low)
         }
 
     def add_param_group(self, param_group: Group) -> None:
