@@ -34,7 +34,7 @@ def fit(const double[:, ::1] x, const double[::1] y, double[::1] w, double lr=1e
     cdef c.rmsp_range[2] ranges
     cdef c.rmsp_plan plan
     cdef c.rmsp_array[2] described
-    cdef const c.rmsp_array *arrays[8]  # RMSP_ARRAY_COUNT
+    cdef const c.rmsp_array *arrays[c.RMSP_ARRAY_COUNT]
     cdef c.rmsp_refusal where
     cdef ptrdiff_t shape = n, stride = sizeof(double), param_stride
     memset(&leaf, 0, sizeof(leaf))
