@@ -77,7 +77,7 @@ def on_reference(params, options, overrides=None):
     return ref_params, reference.init(ref_params, overrides=overrides, **as_keywords(options))
 
 
-TREES = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum")
+TREES = ("square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum", "low_half")
 
 
 def check_alike(params, state, ref_params, ref_state):

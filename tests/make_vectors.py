@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 
 from rmsprop_native import _check, reference
+from rmsprop_native.arrays import bfloat16
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 SIZES = 6, 3
 CALLS = 4
-BUFFERS = "square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum"
+BUFFERS = "square_avg", "momentum_buffer", "grad_avg", "ema", "grad_sum", "low_half"
 LR = {"lr": 2.0**-7}  # which frameworks that hold it in float32 hold exactly
 
-# Each file: its key in _check.DTYPES, and options of all its cases.
+# Each file: what _check.numbers calls the type of parameters and gradients, and options of all its cases.
+ROUNDED = {"square_avg_dtype": "bfloat16", "seed": 2**40 + 5}
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("f32", {}),
     "float64": ("f64", {}),
-    "bfloat16": ("f32", {"square_avg_dtype": "bfloat16", "seed": 2**40 + 5}),
+    "bfloat16": ("f32", ROUNDED),
+    "bfloat16_split": ("bf16", {}),
+    "bfloat16_rounded": ("bf16", {"master_weights": False, **ROUNDED}),
 }
 
 # What the variants and presets of _check.CASES leave out.
@@ -59,17 +63,19 @@ def as_bits(array: Any) -> str:
     """The elements' bits in hexadecimal, separated by blanks; those of a NaN, which are not promised, as one NaN's."""
     array = np.asarray(array)
     bits = array.view(f"u{array.itemsize}")
+    if array.dtype == bits.dtype:  # of lower halves
+        return " ".join(f"{int(number):04x}" for number in bits)
     quiet = np.array(np.nan, array.dtype).view(bits.dtype)
     bits = np.where(np.isnan(array), quiet, bits)
     return " ".join(f"{int(number):0{2 * array.itemsize}x}" for number in bits)
 
 
 def from_bits(bits: str) -> Any:
-    """The array of such bits, whose type the number of digits tells; one of bfloat16 as float32."""
+    """The array of such bits, whose type the number of digits tells."""
     words = bits.split()
     digits = len(words[0])
     integers = np.array([int(word, 16) for word in words], f"u{digits // 2}")
-    return (integers.astype("u4") << 16).view("f4") if digits == 4 else integers.view(f"f{digits // 2}")
+    return integers.view(bfloat16() if digits == 4 else f"f{digits // 2}")
 
 
 def load(name: str) -> dict[str, dict[str, Any]]:

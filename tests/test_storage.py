@@ -127,6 +127,29 @@ def test_any_options(options, storage, seed):
     stepped_alike({**options, **stored, "seed": seed}, params, [*grads[:2], None], steps=3)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_gradients_that_come_and_go_and_change_their_dtype(storage, rng):
+    """What was bound at a step holds for the next one only if the gradients are of the same type."""
+    *dtypes, stored = STORAGES[storage]
+    params = [rng.standard_normal(n).astype(dtypes[0]) for n in (40, 3, 64)]
+    ref_params, ref_state = on_reference(params, stored)
+    state = rms.init(params, **stored)
+    wide = F32 if dtypes[1] == B16 else B16
+    for kinds in (
+        [dtypes[1], None, None],
+        [None, dtypes[1], wide],
+        [wide, dtypes[1], wide],
+        [dtypes[1], wide, None],
+    ) * 2:
+        grads = [
+            None if kind is None else rng.standard_normal(param.size).astype(kind)
+            for param, kind in zip(params, kinds, strict=True)
+        ]
+        rms.update_(params, grads, state)
+        reference.update_(ref_params, grads, ref_state)
+        check_alike(params, state, ref_params, ref_state)
+
+
 def test_a_tree_of_many_dtypes(rng):
     """Each leaf has the buffers of its own dtype; only bfloat16 parameters have lower halves."""
     dtypes = [B16, F32, np.float64, np.complex64]

@@ -27,7 +27,7 @@ def test_every_variant_preset_and_option_has_a_case(name):
     varied = {
         key for case in cases.values() for key, value in case["options"].items() if value != getattr(defaults, key)
     }
-    assert varied == set(rms.Options.__slots__) - {"square_avg_dtype", "seed"}
+    assert varied == set(rms.Options.__slots__) - {"square_avg_dtype", "master_weights", "seed"}
     assert varied >= {key for options in NUMBERS.values() for key in options}
     assert {case["options"]["seed"] for case in cases.values()} == {defaults.seed}
 
@@ -55,6 +55,7 @@ def test_bits_are_read_as_they_are_written(dtype):
     numbers = np.array([0.0, -0.0, 1.0, -2.5, np.inf, -np.inf, np.finfo(dtype).smallest_subnormal, np.nan], dtype)
     assert as_bits(from_bits(as_bits(numbers))) == as_bits(numbers)
     assert from_bits("3f80 c020").tolist() == [1.0, -2.5]
+    assert as_bits(from_bits("3f80 7fc0")) == "3f80 7fc0"
 
 
 def test_the_page_names_the_files():

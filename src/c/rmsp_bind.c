@@ -385,13 +385,13 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     leaf->array[RMSP_PARAM] = param->data;
     leaf->array[RMSP_GRAD] = has_grad ? grad->data : NULL;
     extra->param16 = slot->type == RMSP_BF16;
-    extra->grad16 = has_grad && grad->type == RMSP_BF16;
+    slot->grad_type = has_grad ? grad->type : slot->type;
+    slot->grad_bytes = slot->n * real_size(slot->grad_type);
+    extra->grad16 = slot->grad_type == RMSP_BF16; /* of the gradient that rmsp_bind_again takes, if there is none now */
     const int has16 = extra->param16 || extra->grad16 || extra->avg16;
     leaf->extra =
         rules_need_extra(rules) || extra->layout.ndim > 0 || has_rows || extra->lrs != NULL || has16 ? extra : NULL;
     extra->clip = 1;
-    slot->grad_type = has_grad ? grad->type : slot->type;
-    slot->grad_bytes = slot->n * real_size(slot->grad_type);
 
     /* Arrays like these are bound again by rmsp_bind_again: dense in one order, in C order where norms are summed. */
     const unsigned order_flag = param->flags & (param->flags & RMSP_C_ORDER ? RMSP_C_ORDER : RMSP_F_ORDER);
