@@ -1,13 +1,17 @@
 /* rmsp_storage.h: how numbers are read from bfloat16 and written to it: rounded stochastically, or in two exact halves.
  *
  * a) A bfloat16 is the upper half of a float32. To round, 16 random bits are added to the lower half, whose carry
- * rounds up as often as the number is near to the upper neighbour; what the type can hold stays as it is. The bits come
- * from a hash of (seed, step, leaf, element), so that they are the same on any instruction set, number of threads and
- *    layout. square_avg takes them as they are, a parameter with the two bytes swapped: what decides most roundings,
- * the upper byte, is another one. b) Of a parameter in two halves the upper one is the model's bfloat16, rounded to the
- * nearest; the lower one is a part of the state, and counts as a signed number. People write to the upper half between
- * steps: a lower half that would change the sign, or that meets an infinity or NaN, counts as 0. c) A NaN is not
- * rounded, which could make it an infinity or a zero. What arithmetic gives has its quiet bit set, in the upper half.
+ *    rounds up as often as the number is near to the upper neighbour; what the type can hold stays as it is. The bits
+ *    come from a hash of (seed, step, leaf, element), so that they are the same on any instruction set, number of
+ *    threads and layout. square_avg takes them as they are, a parameter with the two bytes swapped: what decides most
+ *    roundings, the upper byte, is another one.
+ *
+ * b) Of a parameter in two halves the upper one is the model's bfloat16, rounded to the nearest; the lower one is a
+ *    part of the state, and counts as a signed number. People write to the upper half between steps: a lower half that
+ *    meets a zero, an infinity or a NaN counts as 0, so that what was zeroed is zero. So are numbers below 4.6e-41.
+ *
+ * c) A NaN is not rounded, which could make it an infinity or a zero. What arithmetic gives has its quiet bit set, in
+ *    the upper half.
  *
  * reference.py has the same functions. Integers only, of no byte order but for pairs of elements read as one word.
  */
@@ -79,7 +83,7 @@ static inline uint16_t rmsp_to_bf16(float x, uint32_t random) { return (uint16_t
 static inline float rmsp_join(uint32_t upper, uint16_t lower)
 {
     const uint32_t joined = upper + ((uint32_t)lower ^ 0x8000u) - 0x8000u;
-    return rmsp_of_bits((joined ^ upper) >> 31 != 0 || (upper & 0x7f800000u) == 0x7f800000u ? upper : joined);
+    return rmsp_of_bits((upper & 0x7fffffffu) - 1 >= 0x7f7fffffu ? upper : joined); /* a zero, or not finite */
 }
 
 /* The upper half of a number, rounded to the nearest, in its place; the lower one is its bits. */

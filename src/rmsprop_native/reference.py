@@ -648,7 +648,8 @@ def split_halves(x: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.uint1
     Parameters
     ----------
     x : numpy.ndarray of float32
-        Finite numbers that round to an infinity, from 3.39e38 on, are one when they are joined; all others are exact.
+        Finite numbers that round to an infinity, from 3.39e38 on, are one when they are joined, and those that round to
+        0, below 4.6e-41, are 0; all others are exact.
 
     Returns
     -------
@@ -685,7 +686,7 @@ def join_halves(upper: NDArray[Any], lower: NDArray[np.uint16]) -> NDArray[np.fl
         The numbers, rounded to the nearest.
     lower : numpy.ndarray of uint16, of the same shape
         What the rounding took away, as signed 16-bit numbers in units of the last bit. Where the upper half has been
-        written since, it may not fit: one that would change the sign, or meets an infinity or NaN, counts as 0.
+        written since, it may not fit: one that meets a zero, an infinity or a NaN counts as 0.
 
     Returns
     -------
@@ -702,7 +703,8 @@ def join_halves(upper: NDArray[Any], lower: NDArray[np.uint16]) -> NDArray[np.fl
     bits = np.ascontiguousarray(upper).view(np.uint16).reshape(upper.shape).astype(np.uint32) << np.uint32(16)
     with np.errstate(over="ignore"):
         joined = bits + lower.view(np.int16).astype(np.int32).view(np.uint32)
-    is_stale = ((joined ^ bits) >> np.uint32(31) != 0) | (bits & np.uint32(0x7F800000) == np.uint32(0x7F800000))
+    size = bits & np.uint32(0x7FFFFFFF)
+    is_stale = (size == 0) | (size >= np.uint32(0x7F800000))
     return np.where(is_stale, bits, joined).astype(np.uint32).view(np.float32)
 
 

@@ -316,8 +316,7 @@ def test_parameters_may_be_written(write, storage):
         for p, array in zip(params, arrays, strict=True):
             write(p)
             array[...] = as_array(p)
-            if write is zeroed:  # a lower half that is left is a subnormal number
-                assert optimizer.master(p).abs().max() < 2.0**-133
+            assert write is not zeroed or not optimizer.master(p).any()
     for step in range(4, 7):
         reference.update_(arrays, give_grads(params, step), state)
         optimizer.step()
