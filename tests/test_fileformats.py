@@ -215,14 +215,53 @@ VERSION_1 = {
 }
 
 
+def state_of_version_2():
+    params = {"w": np.zeros((2, 3), np.float32, order="F"), "b": [np.zeros(1, np.float32), None]}
+    state = rms.init(params, lr=0.1, rho=0.75, momentum=0.5, square_avg_dtype="bfloat16", seed=2**63)
+    grads = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": [np.array([0.1], np.float32), None]}
+    for _ in range(3):
+        rms.update_(params, grads, state)
+    return state
+
+
+# Of `state_of_version_2`.
+VERSION_2 = {
+    "npz": (
+        "c-p;H%Wl&^6rIpEKv!L)q6-#bgp?w=C3fDSqAd%MK%j0|ps2DY_9U_Ji}5&Z2-#F!Ay~1g_yL6A7g!;&V!;YNf-hhL+;QwA&I?2<MzZG4eVn"
+        "=H&dl}Ry@kaM)E`&SmmeRSzrwMMQm93VPT8jIb`od>{aon#Mf0l%5AW|iN}x9CW_0RlEK^Nqp80Y{N@p4l<BZs<!vFyEw~6Ud(0eW7QdqB-D"
+        "|zXfl<uYfc`SD^>|zm)tC(4y%N$p=2{+m_?Qy~>mT;Rg&v0y9RV3`V97GRSyVzv7n%$Ho%vz3+N(Bj17fdqU$d&_HHEhq&sp>spfZqtR$ChJ"
+        "JoBNiCfe@Q|oHD09u$v6R)S*|X)?i5))dz~YK|ED+7^4~w(hK#5ZE%B_u&GZNRY|)kcFIclfEvvfS9Pk9PN)Le@m-VZYTOv5N)8RncuI#!n1"
+        "-viiRpvN_DwU?*igZkqG>vHNMTe@G|jhsQ<Ss{MWYspERGG1c0=S1HY|>SH2b9=a!_^NafP|wFdf3>qOej?j*6n>awR33E0zoSQmIhRmU{pS"
+        "r^cZ6a2~aNaOKR`xX%EgR>QiXaV*vF0f5x;{yvB%B@G-1h6gq!ri1jTa1)w#0NKSZ;Vno<Kt!npndKCbnYf_frbs!6B8NdtR+3@CsqHx|tY}"
+        "Xf0M$3MbD`uBpb40OA$4&z2f|~+bwy#aqebtpp<;HBiGU!Ck&YJ>WLW3xB8xI9mh(!U1ms6-GT7vjUV<{$16y=U)w<tkP!<I1MN*LqN_nb-K"
+        "p<MNl9#C{d~Yw-Iqu$SJ&!ua3UrRqw4(m;BJ_^tsr_TiSN^JhC{j9i%Km{+YCE;_W+%1V+Ksd6-uZTE1{*nIa};_Xodp~Dl)Vtxe7F(ku)g~"
+        "CYs6s{I7}RPMC2q4IhjkOk^g_kg3!&ES9ip>9nRv5)BC<_yq`yJa8Acz$njawJA-pdz7|vx=Qhx+|L$cp96~et7haqA3rAxdGyWpSF(=>W+Q"
+        "j>;E>1^|zm7S`a)dnoRxT_}M~>gwapV~{cx~baf1Uv!zcYV=A7np%gWe@0_+(NFb;E5CS{j=_CHiyw{2(rnwl4P9i9olMj1q|kLcakt$DKz"
+    ),
+    "safetensors": (
+        "c-oCrL2{cg6wRhRK@Q;2WJyyH#K!JS<8+aA_qInP;A3kl5S4@zH{&Dp0=+;^(Yy6an3y<8ThB1)zyI`jypQ$u-I@PA5XLI7yx^8IMrIF0SEk"
+        "XbVKuj63uHzfmZVg=;&w@9%aiuVSZ-lSf+g94HbT`%qFAZMVqvht?NZ}Cyo?an8|BxND=eUKga|%_X;(2(8&Lo=-?e*M$)y48RH}m7ww2%MH"
+        "r8M)Xtf=1q{hu`!0a120-&K7K$+l%<w|SFZD+afh+0^|B^qeC2FAB*|I83ucOcdq%L>T(?g_+7wT*;=owT2<^LtT=A22i|MZ>mSwhpXYDSNE"
+        "Oluw|wR2kZN-r;%PR;~2G&s?Zb@ncujNUuxxCg3OL#>LnDn2vA83cG7MN>)n6Z8Yu};KQ0y8pjhF#^dxVnM|(IFx@+OoU_Imxydb7j&60E+g"
+        "3ZJ#R4M{InFM?)t#5imSnYZr37B$+AoE19D0hQaqx7HZo7xz2h?!8@kTqzqjB#$rk(E%_vnHKu~Xpp-Tp9$Txp>;O80Zv2SeHHGW;Lm=$Y&*"
+        "qFo-)AP~FdH_<dc%<$RRdIXcMJBMD3Yt47&5aV%9A3JZ!xJbr%(ML7tN50RaY)Uf<hkpN0U|Cz1pbsLb0polUzCr4gCh@e4io%grdlHab=P|"
+        "{DfT!g&3n3-@;HA7fI(&RcyhVD@#nz95_yb0jr2%XFE7N54ica*lPV`cRCIL;I%rLE?!k61<{4Xms4U+IgB>IcUD?XAiNa$+6AC26Z`uXR@+"
+        "+Ej)ySv{1x|pAxonN2NALr*co15RC{s1ya$~6"
+    ),
+}
+
+
 @pytest.mark.parametrize("suffix", VERSION_1)
-def test_files_of_version_1_are_read(tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("version", "files", "made"), [(1, VERSION_1, state_of_version_1), (2, VERSION_2, state_of_version_2)]
+)
+def test_files_of_earlier_versions_are_read(tmp_path, suffix, version, files, made):
     """And written, byte for byte, as long as that is the version. A change of the format needs another one."""
     path = tmp_path / f"a.{suffix}"
-    path.write_bytes(zlib.decompress(base64.b85decode(VERSION_1[suffix])))
-    loaded, now = rms.load(path).state_dict(), state_of_version_1().state_dict()
+    path.write_bytes(zlib.decompress(base64.b85decode(files[suffix])))
+    loaded, now = rms.load(path).state_dict(), made().state_dict()
     arrays, arrays_now = loaded.pop("arrays"), now.pop("arrays")
     assert loaded == now
     assert all(same_bits(array, arrays_now[name]) for name, array in arrays.items())
-    rms.save(tmp_path / f"b.{suffix}", state_of_version_1())
-    assert content.VERSION != 1 or (tmp_path / f"b.{suffix}").read_bytes() == path.read_bytes()
+    rms.save(tmp_path / f"b.{suffix}", made())
+    assert version != content.VERSION or (tmp_path / f"b.{suffix}").read_bytes() == path.read_bytes()
