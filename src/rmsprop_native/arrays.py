@@ -267,7 +267,8 @@ def _conversion(dtype: Any) -> str:
     if kind == "O":
         return "; give the arrays in it as a list"
     if str(dtype) in ("float16", "torch.float16"):
-        return "; squares of gradients need the range of float32 or bfloat16: .astype('float32') converts it"
+        how = ".float()" if str(dtype).startswith("torch") else ".astype('float32')"
+        return f"; squares of gradients need the range of float32 or bfloat16: {how} converts it"
     return f"; .astype('{'float32' if kind == 'f' else 'float64'}') converts it" if kind in tuple("biuf") else ""
 
 

@@ -60,7 +60,7 @@ def csr(t):
         return t.to_sparse_csr()
 
 
-UNSUPPORTED = " has dtype torch.{0}; supported are float32, complex64, float64 and complex128"
+UNSUPPORTED = " has dtype torch.{0}; supported are float32, complex64, float64, complex128 and bfloat16"
 NO_STRIDES = " has no memory laid out by strides (a sparse tensor?); pass .to_dense()"
 NO_MEMORY = " has elements and no memory"
 OF_NUMPY = " has dtype {0}; supported are float32"

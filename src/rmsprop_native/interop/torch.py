@@ -161,7 +161,8 @@ def _join(upper: Any, lower: Any) -> Any:
         )
     bits = upper.view(torch.int16).int() << 16
     joined = bits + lower
-    is_stale = ((joined ^ bits) < 0) | ((bits & 0x7F800000) == 0x7F800000)
+    size = bits & 0x7FFFFFFF
+    is_stale = (size == 0) | (size >= 0x7F800000)
     return torch.where(is_stale, bits, joined).view(torch.float32)
 
 
