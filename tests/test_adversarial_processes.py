@@ -130,7 +130,8 @@ print(work(5) == expected)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
-STACKS = {"too large to be had": 1 << 46, "64 KiB": 64 << 10}
+# The thread sanitizer's own data does not fit into 64 KiB.
+STACKS = {"too large to be had": 1 << 46, "small": 1 << 20 if "tsan" in os.environ.get("LD_PRELOAD", "") else 64 << 10}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the default size of a stack is set by a call of glibc")
@@ -163,7 +164,7 @@ for param, grad, options in kinds():
     assert (param == other).all()
 print(len(os.listdir("/proc/self/task")) - tasks)
 """
-    assert run_python(WORK + code, STACKS[stack]) == ("1" if stack == "64 KiB" else "0")
+    assert run_python(WORK + code, STACKS[stack]) == ("1" if stack == "small" else "0")
 
 
 @pytest.mark.parametrize("size", [128 << 10, 1 << 20])
