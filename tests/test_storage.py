@@ -337,6 +337,18 @@ def test_a_gradient_may_not_overlap_a_lower_half():
             rms.update_(wide[:65], np.broadcast_to(wide[start : start + 2].view(np.float32)[:1], 65), state)
 
 
+def test_a_wider_gradient_at_the_same_address_is_compared_anew():
+    """Its bytes reach into the parameter, where those of the bfloat16 one did not."""
+    memory = np.zeros(200, B16)
+    param = memory[100:132]
+    state = rms.init(param)
+    for _ in range(2):
+        rms.update_(param, memory[50:82], state)
+    with pytest.raises(ValueError, match="overlaps its parameter in memory"):
+        rms.update_(param, memory[50:114].view(F32), state)
+    assert state.step == 2
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_split_training_is_float32_training(variant, rng):
     """1000 steps on the same bfloat16 gradients: the same float32 parameters, to the bit."""

@@ -385,7 +385,9 @@ static rmsp_reason place_leaf(rmsp_plan *plan, size_t i, const rmsp_array *param
     leaf->array[RMSP_PARAM] = param->data;
     leaf->array[RMSP_GRAD] = has_grad ? grad->data : NULL;
     extra->param16 = slot->type == RMSP_BF16;
-    slot->grad_type = has_grad ? grad->type : slot->type;
+    const int grad_type = has_grad ? grad->type : slot->type;
+    if (grad_type != slot->grad_type) slot->clear = NULL; /* the same address has other bytes behind it */
+    slot->grad_type = grad_type;
     slot->grad_bytes = slot->n * real_size(slot->grad_type);
     extra->grad16 = slot->grad_type == RMSP_BF16; /* of the gradient that rmsp_bind_again takes, if there is none now */
     const int has16 = extra->param16 || extra->grad16 || extra->avg16;
