@@ -163,11 +163,12 @@ def build(folder):
 
 def is_killed_in(build_name, folder, mutant):
     """Whether a test of this build fails."""
-    flags, unit = BUILDS[build_name], mutant.file.replace("_kernel.inc.h", "_kernels.c")
+    flags, unit = BUILDS[build_name], "rmsp_kernels.c" if mutant.file.endswith(".inc.h") else mutant.file
     with tempfile.TemporaryDirectory() as own:
+        if unit != mutant.file:  # a file is included from the folder of the one that names it
+            for path in (ROOT / "src/c" / unit, *(ROOT / "src/c").glob("*.inc.h")):
+                Path(own, path.name).write_text(path.read_text())
         Path(own, mutant.file).write_text(mutant.source)
-        if unit != mutant.file:
-            Path(own, unit).write_text((ROOT / "src/c" / unit).read_text())
         made = Path(own, "mutant.o")
         command = ["gcc", *FLAGS, *flags, f"-I{own}", f"-I{ROOT}/src/c", "-c", Path(own, unit), "-o", made]
         if subprocess.run(command, check=False, capture_output=True).returncode != 0:
@@ -275,7 +276,7 @@ def main():
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--log", type=Path, help="where the last line is written too")
     # All survivors of these have been looked at.
-    parser.add_argument("files", nargs="*", default=["rmsp_step.c", "rmsp_kernel.inc.h"])
+    parser.add_argument("files", nargs="*", default=["rmsp_step.c", "rmsp_formula.inc.h", "rmsp_kernel.inc.h"])
     arguments = parser.parse_intermixed_args()
     known, tried, survivors, equivalent = listed(), 0, [], 0
     if set(arguments.files) & set(C_PROGRAMS):
