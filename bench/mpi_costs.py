@@ -7,6 +7,7 @@ ranks of this machine, prints the tables of docs/distributed.md, and saves its f
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -17,7 +18,8 @@ from typing import NamedTuple
 
 SIZES = (1 << 16, 1 << 20, 1 << 23)  # parameters
 BUCKET = 4 << 20  # bytes
-ITEM = 4  # bytes of a float32
+ITEM = 4  # bytes of a float32, in which gradients are summed and stepped
+ITEMS = {"float32": ITEM, "bfloat16": 2}  # bytes of a parameter
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "mpi.png"
 
 
@@ -38,53 +40,58 @@ class Machine(NamedTuple):
     """The same of each bucket."""
 
 
-def held(params: float, ranks: int, buffers: int = 1, item: int = ITEM) -> float:
-    """Bytes of running means in a rank, without the cache line that it may have more."""
-    return buffers * item * params / ranks
+def held(params: float, ranks: int, buffers: int = 1) -> float:
+    """Bytes of running means of float32 in a rank, without the cache line that it may have more."""
+    return buffers * ITEM * params / ranks
 
 
 def sent(params: float, ranks: int, item: int = ITEM) -> float:
-    """Bytes that a rank sends in a step: the gradients once and the parameters once, each (n - 1) / n of them."""
-    return 2 * (ranks - 1) / ranks * item * params
+    """Bytes that a rank sends in a step, for parameters of `item` bytes: the gradients once, in float32, and the
+    parameters once, each (n - 1) / n of them.
+    """
+    return (ranks - 1) / ranks * (ITEM + item) * params
 
 
 def simulated(
     params: float, ranks: int, machine: Machine, *, bucket: float = BUCKET, overlap: bool = True, item: int = ITEM
 ) -> float:
-    """Seconds of a step. The operations of interop.mpi in their order: the rank works, and the network has one queue.
+    """Seconds of a step, for parameters of `item` bytes. The operations of interop.mpi in their order: the rank works,
+    and the network has one queue.
 
     With `overlap` the network works while the rank does; without it, only while the rank waits, as where MPI has no
     thread of its own.
     """
-    count = max(round(item * params / bucket), 1)
-    nbytes = item * params / count
-    wire = machine.latency + (ranks - 1) / ranks * nbytes / machine.link
-    pack, own = nbytes / machine.copy, nbytes / ranks
-    work = own / machine.copy + own / item / machine.step + machine.bucket_call
+    count = max(round(ITEM * params / bucket), 1)
+    numbers = params / count
+    nbytes = {"reduce": ITEM * numbers, "gather": item * numbers}
+    work = numbers / ranks * (ITEM / machine.copy + 1 / machine.step) + machine.bucket_call
     now = machine.call + machine.latency
     network = 0.0
     ready: dict[tuple[str, int], float] = {}
 
+    def wire(what: str) -> float:
+        return machine.latency + (ranks - 1) / ranks * nbytes[what] / machine.link
+
     def begin(what: tuple[str, int]) -> None:
         nonlocal network
-        network = max(network, now) + wire
+        network = max(network, now) + wire(what[0])
         ready[what] = network
 
     def wait(what: tuple[str, int]) -> None:
         nonlocal now
-        now = max(now, ready[what]) if overlap else now + wire
+        now = max(now, ready[what]) if overlap else now + wire(what[0])
 
     def pack_and_begin(k: int) -> None:
         nonlocal now
         if k < count:
-            now += pack
+            now += nbytes["reduce"] / machine.copy
             begin(("reduce", k))
 
     def unpack(k: int) -> None:
         nonlocal now
         if 0 <= k < count:
             wait(("gather", k))
-            now += pack
+            now += nbytes["gather"] / machine.copy
 
     pack_and_begin(0)
     for k in range(count):
@@ -113,6 +120,7 @@ def reduction(comm, size: int):
 
 def measure(rounds: int) -> None:
     """In each rank: time the step, the same by Allreduce and a whole step, and what `Machine` needs; rank 0 prints."""
+    import ml_dtypes
     import numpy as np
     from mpi4py import MPI
 
@@ -128,17 +136,22 @@ def measure(rounds: int) -> None:
         function()
         return comm.allreduce(time.perf_counter() - before, MPI.MAX)
 
-    found = {}
-    for size in SIZES:
+    found = {name: {} for name in ITEMS}
+    for name, size in itertools.product(ITEMS, SIZES):
         rng = np.random.default_rng(0)
-        params, whole = (np.zeros(size, np.float32) for _ in range(2))
-        grads = rng.standard_normal(size, np.float32)
-        total = np.empty_like(grads)
+        dtype = np.dtype(getattr(ml_dtypes, name, name))
+        params, whole = (np.zeros(size, dtype) for _ in range(2))
+        grads = rng.standard_normal(size, np.float32).astype(dtype)
+        total = np.empty(size, np.float32)
         state = mpi.init(params, comm=comm, bucket_bytes=BUCKET)
         one = rms.init(whole)
 
         def allreduce(grads=grads, total=total, whole=whole, one=one) -> None:
-            comm.Allreduce(grads, total)
+            if grads.dtype == total.dtype:
+                comm.Allreduce(grads, total)
+            else:
+                np.copyto(total, grads)
+                comm.Allreduce(MPI.IN_PLACE, total)
             np.divide(total, np.float32(comm.size), out=total)
             rms.update_(whole, total, one)
 
@@ -153,11 +166,11 @@ def measure(rounds: int) -> None:
         }
         times = {name: [] for name in contenders}
         for round_ in range(rounds + 2):
-            for name, function in contenders.items():
+            for contender, function in contenders.items():
                 seconds = timed(function)
                 if round_ > 1:
-                    times[name].append(seconds)
-        found[size] = {name: statistics.median(seconds) for name, seconds in times.items()}
+                    times[contender].append(seconds)
+        found[name][size] = {contender: statistics.median(seconds) for contender, seconds in times.items()}
     if comm.rank == 0:
         print(json.dumps(found))
 
@@ -173,11 +186,11 @@ def machine_of(times: dict[str, float], size: int, ranks: int) -> Machine:
     )
 
 
-def run(ranks: int, rounds: int) -> dict[int, dict[str, float]]:
-    """The times of so many ranks."""
+def run(ranks: int, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """The times of so many ranks, for each type of parameters and size."""
     command = [Path(sys.executable).with_name("mpiexec"), "-n", str(ranks), sys.executable, __file__, "--rank"]
     done = subprocess.run([*command, "--rounds", str(rounds)], capture_output=True, text=True, timeout=300, check=True)
-    return {int(size): times for size, times in json.loads(done.stdout).items()}
+    return json.loads(done.stdout)
 
 
 # A rank for each socket of a cluster, on paper: 200 Gb/s of network, 100 GB/s of memory.
@@ -218,25 +231,26 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.rank:
         measure(arguments.rounds)
         return
-    print("| ranks | parameters | Allreduce, whole step | sharded | ratio | simulated / measured |")
-    print("|---|---|---|---|---|---|")
+    print("| ranks | type | parameters | Allreduce, whole step | sharded | ratio | simulated / measured |")
+    print("|---|---|---|---|---|---|---|")
     for ranks in (1, 2):
-        for size, times in run(ranks, arguments.rounds).items():
-            predicted = simulated(size, ranks, machine_of(times, size, ranks), overlap=False)
+        found = run(ranks, arguments.rounds)
+        for (name, item), size in itertools.product(ITEMS.items(), SIZES):
+            times = found[name][str(size)]
+            predicted = simulated(size, ranks, machine_of(times, size, ranks), overlap=False, item=item)
             print(
-                f"| {ranks} | {size:,} | {times['allreduce'] * 1e3:.2f} ms | {times['sharded'] * 1e3:.2f} ms "
+                f"| {ranks} | {name} | {size:,} | {times['allreduce'] * 1e3:.2f} ms | {times['sharded'] * 1e3:.2f} ms "
                 f"| {times['sharded'] / times['allreduce']:.2f} | {predicted / times['sharded']:.2f} |"
             )
-    print("\n| ranks | running means held, 1e9 / 1e11 | sent in a step | step, no overlap | step, overlapped |")
-    print("|---|---|---|---|---|")
-    for n in (1, 2, 8, 64, 512):
-        cells = []
-        for cell in (held, sent):
-            cells.append(" / ".join(f"{cell(params, n) / 1e9:.3g} GB" for params in (1e9, 1e11)))
+    print("\n| ranks | type | running means held, 1e9 / 1e11 | sent in a step | step, no overlap | step, overlapped |")
+    print("|---|---|---|---|---|---|")
+    for (name, item), n in itertools.product(ITEMS.items(), (1, 2, 8, 64, 512)):
+        amounts = [[held(params, n), sent(params, n, item)] for params in (1e9, 1e11)]
+        cells = [" / ".join(f"{amount / 1e9:.3g} GB" for amount in pair) for pair in zip(*amounts, strict=True)]
         for overlap in (False, True):
-            seconds = [simulated(params, n, CLUSTER, bucket=32e6, overlap=overlap) for params in (1e9, 1e11)]
+            seconds = [simulated(params, n, CLUSTER, bucket=32e6, overlap=overlap, item=item) for params in (1e9, 1e11)]
             cells.append(" / ".join(f"{s:.2g} s" for s in seconds))
-        print(f"| {n} | {' | '.join(cells)} |")
+        print(f"| {n} | {name} | {' | '.join(cells)} |")
     plot(arguments.figure)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import resource
 import sys
 import traceback
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 from cases import NUMBERS, VARIANTS
 from conftest import copied, same_bits
 from mpi4py import MPI
@@ -114,11 +116,16 @@ def check_same(params, other):
 
 def whole(state, like, name):
     """A buffer of all ranks, in the structure, shapes and dtypes of that of one machine."""
+    return joined(state, like, state.buffer(name))
+
+
+def joined(state, like, parts):
+    """What each rank has of the elements of its slices, in the structure, shapes and dtypes of `like`."""
     leaves, structure = flatten(like)
     made = [np.zeros(leaf.size, leaf.dtype) for leaf in leaves]
     places = {path: i for i, path in enumerate(structure.paths())}
     covered = [0] * len(made)
-    for slices, buffer in COMM.allgather((state.slices, state.buffer(name))):
+    for slices, buffer in COMM.allgather((state.slices, parts)):
         assert buffer.keys() == slices.keys() & places.keys()
         for path, part in buffer.items():
             start, stop = slices[path]
@@ -165,6 +172,8 @@ def beside_one_machine(
         rms.update_(ref_params, averaged, ref, **per_call(step))
     check_same(params, ref_params)
     check_states(state, ref)
+    master = ref.master(ref_params)
+    check_same(joined(state, master, state.master(params)), master)
     return state
 
 
@@ -463,6 +472,21 @@ def gradients_are_refused_everywhere(wrong):
     state = mpi.init(params, comm=COMM, momentum=0.9)
     refused_everywhere(kind, f"rank {LAST}: ", params, state, lambda: mpi.update_(params, _bad(change)(params), state))
     refused_everywhere(kind, message, params, state, lambda: mpi.update_(params, _bad(change)(params), state))
+
+
+@case()
+def master_of_other_parameters_is_refused():
+    params = narrow_params()
+    state = mpi.init(params, comm=COMM)
+    for kind, message, other in (
+        (TypeError, "parameter 'b' has dtype float32", params | {"b": params["b"].astype(np.float32)}),
+        (ValueError, "parameter 'b' has shape (4,)", params | {"b": params["b"][1:]}),
+        (ValueError, "do not have the keys of", {"w": params["w"]}),
+    ):
+        with pytest.raises(kind, match=re.escape(message)):
+            state.master(other)
+    params["b"].flags.writeable = False
+    state.master(params)  # which it only reads
 
 
 @case(call={

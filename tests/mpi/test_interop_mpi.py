@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -124,14 +125,15 @@ def test_costs_on_paper():
     spec.loader.exec_module(costs)
     assert costs.held(1e9, 4) == 1e9
     assert costs.sent(1e9, 4) == 6e9
-    for ranks in (1, 2, 64):
-        for params in (1e6, 1e9):
-            alone = costs.simulated(params, ranks, costs.CLUSTER, overlap=False)
-            hidden = costs.simulated(params, ranks, costs.CLUSTER)
-            wire = costs.sent(params, ranks) / costs.CLUSTER.link
-            work = 8 * params / costs.CLUSTER.copy + (4 / costs.CLUSTER.copy + 1 / costs.CLUSTER.step) * params / ranks
-            assert max(wire, work) < hidden <= alone
-            assert alone > wire + work
+    assert costs.sent(1e9, 4, 2) == 4.5e9
+    for ranks, params, item in itertools.product((1, 2, 64), (1e6, 1e9), costs.ITEMS.values()):
+        alone = costs.simulated(params, ranks, costs.CLUSTER, overlap=False, item=item)
+        hidden = costs.simulated(params, ranks, costs.CLUSTER, item=item)
+        wire = costs.sent(params, ranks, item) / costs.CLUSTER.link
+        copied = (4 + item) * params + 4 * params / ranks
+        work = copied / costs.CLUSTER.copy + params / ranks / costs.CLUSTER.step
+        assert max(wire, work) < hidden <= alone
+        assert alone > wire + work
     slow = costs.CLUSTER._replace(link=1e6)
     seconds = costs.simulated(1e8, 8, slow)
     assert 1 < seconds / (costs.sent(1e8, 8) / slow.link) < 1.1  # the network is all there is

@@ -279,6 +279,40 @@ class ShardedState:
                 made[path] = _flat(array)[start:stop]
         return made
 
+    def master(self, params: Any) -> dict[str, NDArray[Any]]:
+        """The part of the parameters that belongs to this rank, in the precision in which they are trained.
+
+        Parameters
+        ----------
+        params : array or nested container of arrays
+            Those of this state. They are not changed.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            For each leaf of `slices` its elements, of shape (stop - start,), new arrays: float32 for bfloat16
+            parameters, with the lower halves that the state keeps where it does; others are copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the structure, a shape or a dtype is another one.
+        RuntimeError
+            If the state is inside a step.
+
+        See Also
+        --------
+        rmsprop_native.State.master : The parameters of a state that is not divided.
+        """
+        with self._claim:
+            arrays = _check_models(self, list(self._structure.leaves(params, "parameter")))
+            parts: dict[str, list[NDArray[Any]]] = {}
+            for unit in itertools.chain.from_iterable(self._units):
+                own = {piece.leaf: _flat(arrays[piece.leaf])[piece.start : piece.stop] for piece in unit.pieces}
+                for leaf, array in unit.state.master(own).items():
+                    parts.setdefault(self._paths[leaf], []).append(array)
+            return {path: np.concatenate(pieces) for path, pieces in parts.items()}
+
     @property
     def _buffers(self) -> tuple[str, ...]:
         """The names of the buffers of all ranks together."""
@@ -875,8 +909,8 @@ def _sliced(state: ShardedState, grads: Any) -> dict[int, NDArray[Any]]:
     return made
 
 
-def _check_params(state: ShardedState, params: Any) -> list[NDArray[Any]]:
-    leaves = list(state._structure.leaves(params, "parameter"))
+def _check_models(state: ShardedState, leaves: list[Any]) -> list[NDArray[Any]]:
+    """The parameters, of the dtypes and shapes of init()."""
     arrays = _parameters(state._structure, leaves)
     for path, array, (shape, dtype, _) in zip(state._paths, arrays, state._models, strict=True):
         name = title("parameter", path)
@@ -884,8 +918,15 @@ def _check_params(state: ShardedState, params: Any) -> list[NDArray[Any]]:
             raise refusal("other_dtype", name, array, dtype=dtype, owner="that of init()")
         if array.shape != shape:
             raise refusal("other_shape", name, array, shape=shape, owner="that of init()")
+    return arrays
+
+
+def _check_params(state: ShardedState, params: Any) -> list[NDArray[Any]]:
+    leaves = list(state._structure.leaves(params, "parameter"))
+    arrays = _check_models(state, leaves)
+    for path, array in zip(state._paths, arrays, strict=True):
         if not array.flags.writeable:
-            raise refusal("read_only", name, array)
+            raise refusal("read_only", title("parameter", path), array)
     if len(leaves) != len(state._checked) or any(map(lambda a, b: a is not b, leaves, state._checked)):
         Plan(state._structure, Claim(len(leaves)), arrays, (), leaves)  # refuses those that overlap
         state._checked = leaves
