@@ -8,7 +8,7 @@ SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* sr
 PY_FILES := src tests examples bench docs/conf.py
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs
 
-.PHONY: help demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl coverage mutation hardening bench bench-quick docs vectors lint format wheel clean
+.PHONY: help environment demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl coverage mutation hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
 
@@ -254,6 +254,11 @@ $(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade "pip>=25.1"
 	@touch $@
+
+# One after another: two installations at a time would write into the same files (.ci/run has two commands at a time).
+environment: ## install what all commands need
+	for group in build test demo peers mpi bench lint docs package; do $(MAKE) --no-print-directory $(VENV)/$$group.group || exit 1; done
+	$(MAKE) --no-print-directory $(VENV)/recordings $(VENV)/installed
 
 # The dependency groups of pyproject.toml.
 $(VENV)/%.group: pyproject.toml | $(VENV)/pip
