@@ -89,15 +89,19 @@ HARDENING = build/hardening
 # Of Debian: qemu-user, and for each machine gcc-MACHINE-linux-gnu and its libc6-dev-*-cross. QEMU's emulation of a
 # process ends when a child is forked beside threads, so that test_threads runs on this machine only. Excess precision
 # would change bits: i686 computes with SSE2, s390x as the types say.
-MACHINES = aarch64 s390x riscv64 i686
+MACHINES = aarch64 sve s390x riscv64 ppc64le i686
+COMPILER_sve = aarch64
+COMPILER_ppc64le = powerpc64le
+EMULATOR_sve = qemu-aarch64;-cpu;max,sve512=on
 EMULATOR_i686 = qemu-i386
+C_FLAGS_sve = -march=armv8.2-a+sve
 C_FLAGS_i686 = -msse2 -mfpmath=sse
 C_FLAGS_s390x = -fexcess-precision=fast
-cross: $(MACHINES:%=cross-%) ## the C tests for AArch64, s390x (big-endian), riscv64 and i686, under emulation
+cross: $(MACHINES:%=cross-%) ## the C tests for AArch64 (NEON, SVE), s390x (big-endian), riscv64, ppc64le and i686, under emulation
 cross-%: $(VENV)/build.group
 	$(BIN)/cmake -S . -B build/cross/$* -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF -DCMAKE_SYSTEM_NAME=Linux \
-	  -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_C_COMPILER=$*-linux-gnu-gcc -DCMAKE_C_FLAGS="$(C_FLAGS_$*)" \
-	  -DCMAKE_EXE_LINKER_FLAGS=-static -DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(EMULATOR_$*),qemu-$*)
+	  -DCMAKE_SYSTEM_PROCESSOR=$(or $(COMPILER_$*),$*) -DCMAKE_C_COMPILER=$(or $(COMPILER_$*),$*)-linux-gnu-gcc -DCMAKE_C_FLAGS="$(C_FLAGS_$*)" \
+	  -DCMAKE_EXE_LINKER_FLAGS=-static "-DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(EMULATOR_$*),qemu-$*)"
 	$(BIN)/cmake --build build/cross/$*
 	$(BIN)/ctest --test-dir build/cross/$* --output-on-failure -E test_threads --output-junit $(CURDIR)/$(HARDENING)/$*.xml
 
@@ -168,15 +172,22 @@ mutation: $(VENV)/test.group $(VENV)/installed ## mutants of the formula and the
 	mkdir -p $(HARDENING)
 	$(BIN)/python tests/mutation.py build/mutation --every $(EVERY) --log $(HARDENING)/mutation.log
 
-# The long forms. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of the page.
-hardening: analyze clang musl fuzz mutation cross memcheck $(VENV)/test.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
-	$(BIN)/python -m pytest -q tests/test_adversarial_*.py tests/test_check.py --junitxml=$(HARDENING)/attacks.xml
-	RMSP_FORKS=1000 $(BIN)/python -m pytest -q tests/test_adversarial_processes.py -k forks --junitxml=$(HARDENING)/forks.xml
-	$(BIN)/python -m pytest -q -m slow --junitxml=$(HARDENING)/large.xml
-	RMSP_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/test_functional.py -k test_anything_with_anything \
-	  --junitxml=$(HARDENING)/random.xml
-	RMSP_MACHINES=1000 $(BIN)/python -m pytest -q tests/test_adversarial_sequences.py --junitxml=$(HARDENING)/machine.xml
-	RMSP_CALLS=2000 $(BIN)/python -m pytest -q tests/test_adversarial_leaks.py --junitxml=$(HARDENING)/leaks.xml
+# The long forms, two at a time. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of
+# the page.
+LONG = random machine attacks forks large leaks
+LONG_random = RMSP_EXAMPLES=20000 $(PYTEST) tests/test_functional.py -k test_anything_with_anything
+LONG_machine = RMSP_MACHINES=1000 $(PYTEST) tests/test_adversarial_sequences.py
+LONG_attacks = $(PYTEST) tests/test_adversarial_*.py tests/test_check.py
+LONG_forks = RMSP_FORKS=1000 $(PYTEST) tests/test_adversarial_processes.py -k forks
+LONG_large = $(PYTEST) -m slow
+LONG_leaks = RMSP_CALLS=2000 $(PYTEST) tests/test_adversarial_leaks.py
+PYTEST = $(BIN)/python -m pytest -q
+$(LONG:%=long-%): long-%: $(VENV)/test.group $(VENV)/installed
+	$(LONG_$*) --junitxml=$(HARDENING)/$*.xml
+
+hardening: $(VENV)/build.group $(VENV)/test.group $(VENV)/hardening.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
+	mkdir -p $(HARDENING)
+	$(MAKE) -j2 --output-sync=target $(LONG:%=long-%) mutation fuzz memcheck cross analyze clang musl
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md
 
 # The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a

@@ -24,8 +24,10 @@ FORMS = {
     "musl": "the C tests with musl, linked statically",
     "valgrind": "the C tests but for plans and threads under valgrind",
     "aarch64": "the C tests for AArch64 (NEON), under QEMU",
+    "sve": "the C tests for AArch64 with SVE, vectors of 512 bits, under QEMU",
     "s390x": "the C tests for s390x (big-endian), under QEMU",
     "riscv64": "the C tests for riscv64, under QEMU",
+    "ppc64le": "the C tests for ppc64le, under QEMU",
     "i686": "the C tests for 32-bit x86, under QEMU",
 }
 START, END = "<!-- made by make hardening -->\n", "<!-- end -->\n"

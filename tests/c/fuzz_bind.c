@@ -156,6 +156,23 @@ static void check_accepted(const call *c)
 
 /* ---- descriptors ---- */
 
+/* Whether an array goes over an end of the address space, as none can. */
+static int wraps(const rmsp_array *a)
+{
+    uintptr_t low = (uintptr_t)a->data, high = low;
+    for (int axis = 0; axis < a->ndim; axis++) {
+        const uintptr_t reach = (uintptr_t)a->strides[axis] * (uintptr_t)(a->shape[axis] - 1);
+        if (a->shape[axis] > 0) *(a->strides[axis] < 0 ? &low : &high) += reach;
+    }
+    return low > high;
+}
+
+/* Its flags of order, after a change of shape or strides. */
+static void find_order(rmsp_array *a)
+{
+    a->flags = (a->flags & (RMSP_ALIGNED | RMSP_WRITABLE)) | (flags_of(a) & (RMSP_C_ORDER | RMSP_F_ORDER));
+}
+
 /* Changes a good descriptor in one respect. */
 static void spoil(const call *c, rmsp_array *a, ptrdiff_t *shape, ptrdiff_t *strides)
 {
@@ -194,9 +211,9 @@ static void spoil(const call *c, rmsp_array *a, ptrdiff_t *shape, ptrdiff_t *str
         strides[axis] = size * ((ptrdiff_t)below(13) - 6);
         break;
     default:
-        strides[axis] = size * ((ptrdiff_t)1 << below(38)) * (below(2) ? 1 : -1);
+        strides[axis] = size * ((ptrdiff_t)1 << below(sizeof(ptrdiff_t) == 8 ? 38 : 22)) * (below(2) ? 1 : -1);
     }
-    a->flags = (a->flags & (RMSP_ALIGNED | RMSP_WRITABLE)) | (flags_of(a) & (RMSP_C_ORDER | RMSP_F_ORDER));
+    find_order(a);
 }
 
 static void describe(call *c, size_t i, int k, const rmsp_array *like, size_t spoils)
@@ -208,14 +225,19 @@ static void describe(call *c, size_t i, int k, const rmsp_array *like, size_t sp
     memcpy(c->strides[k][i], like->strides, (size_t)like->ndim * sizeof *like->strides);
     a->shape = c->shape[k][i];
     a->strides = c->strides[k][i];
-    while (spoils-- > 0 && a->problem == RMSP_OK) spoil(c, a, c->shape[k][i], c->strides[k][i]);
+    while (spoils-- > 0 && a->problem == RMSP_OK) {
+        spoil(c, a, c->shape[k][i], c->strides[k][i]);
+        if (!wraps(a)) continue;
+        memset(c->strides[k][i], 0, (size_t)a->ndim * sizeof *a->strides);
+        find_order(a);
+    }
     if (k != RMSP_GRAD || a->ndim == 0 || a->problem != RMSP_OK || below(4) > 0) return;
     a->row_count = below(5);
     a->rows = c->rows[i];
     if (below(8) > 0) c->shape[k][i][0] = (ptrdiff_t)a->row_count;
     for (size_t row = 0; row < a->row_count; row++)
         c->rows[i][row] = (ptrdiff_t)(below(8) > 0 ? row : below(7)) - !below(20);
-    a->flags = (a->flags & (RMSP_ALIGNED | RMSP_WRITABLE)) | (flags_of(a) & (RMSP_C_ORDER | RMSP_F_ORDER));
+    find_order(a);
 }
 
 static void describe_all(call *c)
