@@ -23,7 +23,6 @@ rms.save("state.npz", state)
 
 
 def test_every_public_name_has_a_type(tmp_path):
-    """But for a class of PennyLane, which has no types itself."""
     pyright = Path(sys.executable).parent / "pyright"
     done = subprocess.run(
         [
@@ -43,8 +42,7 @@ def test_every_public_name_has_a_type(tmp_path):
     )
     symbols = [symbol for symbol in json.loads(done.stdout)["typeCompleteness"]["symbols"] if symbol["isExported"]]
     assert len(symbols) > 400
-    untyped = {symbol["name"] for symbol in symbols if symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"]}
-    assert untyped == {"rmsprop_native.interop.pennylane.RMSPropOptimizer"}
+    assert not [symbol["name"] for symbol in symbols if symbol["isTypeAmbiguous"] or not symbol["isTypeKnown"]]
 
 
 def test_a_program_is_checked_strictly(tmp_path):

@@ -12,15 +12,38 @@ from rmsprop_native.functional import update_
 from rmsprop_native.options import check_number
 from rmsprop_native.state import init
 
+__all__ = ["RMSPropOptimizer"]
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rmsprop_native.state import State
 
-__all__ = ["RMSPropOptimizer"]
+    _Function = Callable[..., Any]
+
+    class _Base:
+        """The types of qml.RMSPropOptimizer; PennyLane has none."""
+
+        stepsize: float
+        decay: float
+        eps: float
+
+        def __init__(self, stepsize: float, decay: float, eps: float) -> None: ...
+        def step(self, objective_fn: _Function, *args: Any, grad_fn: _Function | None = None, **kwargs: Any) -> Any: ...
+        def step_and_cost(
+            self, objective_fn: _Function, *args: Any, grad_fn: _Function | None = None, **kwargs: Any
+        ) -> tuple[Any, Any]: ...
+        @staticmethod
+        def compute_grad(
+            objective_fn: _Function, args: Any, kwargs: dict[str, Any], grad_fn: _Function | None = None
+        ) -> tuple[Any, Any]: ...
+        def reset(self) -> None: ...
+
+else:
+    _Base = qml.RMSPropOptimizer
 
 
-class RMSPropOptimizer(qml.RMSPropOptimizer):
+class RMSPropOptimizer(_Base):
     """qml.RMSPropOptimizer with a compiled step: the formula of the preset "pennylane".
 
     `step`, `step_and_cost`, `compute_grad` and `reset` are PennyLane's own, and so are the meanings of its attributes,
