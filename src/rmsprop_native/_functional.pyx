@@ -48,13 +48,13 @@ def update_(params, grads, state, *, lr=None, grad_scale=1.0):
     Whatever is raised, nothing has been written. The result is that of `rmsprop_native.reference`, to the bit, on
     every instruction set and number of threads. A NaN or infinity in a gradient spreads to its own element only.
 
-    The rule is due to Tieleman and Hinton [1]_: ``square_avg = rho * square_avg + (1 - rho) * grad**2`` and
+    The rule is due to Tieleman and Hinton (2012): ``square_avg = rho * square_avg + (1 - rho) * grad**2`` and
     ``param -= lr * grad / (sqrt(square_avg) + eps)``.
 
     References
     ----------
-    .. [1] T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp: divide the gradient by a running average of its recent
-       magnitude", COURSERA: Neural Networks for Machine Learning, 2012.
+    T. Tieleman and G. Hinton, "Lecture 6.5 - RMSProp: divide the gradient by a running average of its recent
+    magnitude", COURSERA: Neural Networks for Machine Learning, 2012.
 
     Examples
     --------
