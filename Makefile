@@ -257,7 +257,7 @@ wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and wheel into d
 	build/wheel/alone/bin/python -I -m rmsprop_native check
 
 clean: ## remove what was built
-	rm -rf $(VENV) build dist .*_cache
+	rm -rf $(VENV) build dist docs/gallery .*_cache
 
 $(VENV)/pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.11")'

@@ -1,9 +1,14 @@
-"""A large table of word vectors, of which each step touches a few rows: `RowGrad`.
+"""
+Word vectors: gradients of a few rows
+=====================================
+
+A large table of word vectors, of which each step touches a few rows: `RowGrad`.
 
 The words of Python's help pages are hashed into a table of a quarter of a million rows; the vector of a word is to
 predict the words around it against random ones (skip-gram with negative samples). A step over the whole table costs
-the more the larger it is, one over its rows does not. Run `python examples/embeddings.py`; it saves a figure,
-embeddings.png.
+the more the larger it is, one over its rows does not.
+
+Run `python examples/embeddings.py`; it saves a figure, embeddings.png.
 """
 
 from __future__ import annotations
@@ -113,7 +118,7 @@ def time_steps(sizes: list[int]) -> dict[str, list[float]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rows", type=int, default=2**18)
     parser.add_argument("--figure", type=Path, default=Path("embeddings.png"))

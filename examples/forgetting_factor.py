@@ -1,4 +1,8 @@
-"""How training depends on rho, the factor by which squared gradients are forgotten, on handwritten digits.
+"""
+Training with different rho
+===========================
+
+How training on handwritten digits depends on rho, the factor by which squared gradients are forgotten.
 
 Run `python examples/forgetting_factor.py`; it saves a figure, forgetting_factor.png.
 """
@@ -42,7 +46,7 @@ def train(rho: float, epochs: int, progress: tqdm[None]) -> tuple[list[float], f
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--figure", type=Path, default=Path("forgetting_factor.png"))
     arguments = parser.parse_args(argv)

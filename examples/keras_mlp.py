@@ -1,8 +1,13 @@
-"""The same network trained in NumPy with the "keras" preset and, where Keras is installed, in Keras beside it.
+"""
+Keras, and NumPy beside it
+==========================
+
+The same network trained in NumPy with the "keras" preset and, where Keras is installed, in Keras beside it.
 
 A 20-64-64-1 network of dense layers on random data, from the same weights and with the same batches: the two loss
-curves coincide. Run `python examples/keras_mlp.py` (with KERAS_BACKEND=torch or another); it saves a figure,
-keras_mlp.png.
+curves coincide.
+
+Run `python examples/keras_mlp.py` (with KERAS_BACKEND=torch or another); it saves a figure, keras_mlp.png.
 """
 
 from __future__ import annotations
@@ -69,7 +74,7 @@ def train_keras(params: Params, x: Array, y: Array, plan: list[list[Any]]) -> li
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--figure", type=Path, default=Path("keras_mlp.png"))
     parser.add_argument("--without-keras", action="store_true", help="train in NumPy only")

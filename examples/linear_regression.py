@@ -1,7 +1,13 @@
-"""One weight, samples streaming in one at a time, with and without bias correction.
+"""
+Bias correction
+===============
+
+One weight, samples streaming in one at a time, with and without bias correction.
 
 Without it the running mean of squares starts from 0 and is too small at first, so that the first steps are up to
-1 / sqrt(1 - rho) times as long. Run `python examples/linear_regression.py`; it saves a figure, linear_regression.png.
+1 / sqrt(1 - rho) times as long.
+
+Run `python examples/linear_regression.py`; it saves a figure, linear_regression.png.
 """
 
 from __future__ import annotations
@@ -37,7 +43,7 @@ def stream(samples: int, bias_correction: bool) -> list[float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--figure", type=Path, default=Path("linear_regression.png"))
     arguments = parser.parse_args(argv)

@@ -1,10 +1,15 @@
-"""Learning to learn: first-order MAML on sine waves, with the pure `rms.update` for each task.
+"""
+Learning to learn
+=================
+
+First-order MAML on sine waves, with the pure `rms.update` for each task.
 
 A task is a wave of some amplitude and phase, seen at ten points. The inner loop takes a few steps of RMSProp from
 shared weights, on copies, with a state of its own for each task: `rms.update` changes nothing that others use. The
 outer loop moves the shared weights along the mean gradient after adaptation (Finn, Abbeel and Levine 2017, first
-order). Beside it the same network is trained on all waves at once. Run `python examples/maml.py`; it saves a figure,
-maml.png.
+order). Beside it the same network is trained on all waves at once.
+
+Run `python examples/maml.py`; it saves a figure, maml.png.
 """
 
 from __future__ import annotations
@@ -70,7 +75,7 @@ def train(steps: int, is_meta: bool) -> Params:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--figure", type=Path, default=Path("maml.png"))
     arguments = parser.parse_args(argv)

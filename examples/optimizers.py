@@ -1,8 +1,13 @@
-"""RMSProp against SGD, momentum, AdaGrad, Adadelta and Adam on handwritten digits, each tuned, over several seeds.
+"""
+Six optimizers, each tuned
+==========================
+
+RMSProp against SGD, momentum, AdaGrad, Adadelta and Adam on handwritten digits, over several seeds.
 
 Each rule trains the same network for the same time with every learning rate of a grid. After tuning they end close
-together in accuracy; what differs is how fast the training loss falls and how many rates do well. Run
-`python examples/optimizers.py`; it saves a figure, optimizers.png.
+together in accuracy; what differs is how fast the training loss falls and how many rates do well.
+
+Run `python examples/optimizers.py`; it saves a figure, optimizers.png.
 """
 
 from __future__ import annotations
@@ -114,7 +119,7 @@ def train(name: str, lr: float, seed: int, epochs: int, data: Any) -> tuple[list
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rates", type=int, default=9, help="how many learning rates, over four decades")

@@ -1,8 +1,13 @@
-"""A thousand small networks in one array, a learning rate each: the whole curve of rates from one run.
+"""
+A thousand networks in one array
+================================
+
+Small networks with a learning rate each: the whole curve of rates from one run.
 
 The weights of all networks are one array with the networks along its first axis; `overrides` takes their rates as an
-array that broadcasts to it, and one call steps them all. Run `python examples/population.py`; it saves a figure,
-population.png.
+array that broadcasts to it, and one call steps them all.
+
+Run `python examples/population.py`; it saves a figure, population.png.
 """
 
 from __future__ import annotations
@@ -79,7 +84,7 @@ def train(rates: Array, epochs: int, rho: float, data: Any) -> tuple[Array, floa
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--figure", type=Path, default=Path("population.png"))

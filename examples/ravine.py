@@ -1,4 +1,8 @@
-"""A narrow valley: the paths of SGD with a small and a large learning rate, and of RMSProp.
+"""
+A narrow valley
+===============
+
+The paths of SGD with a small and a large learning rate, and of RMSProp.
 
 Run `python examples/ravine.py`; it saves a figure, ravine.png.
 """
@@ -56,7 +60,7 @@ def draw(axes: Any, path: NDArray[np.float64], title: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, take the steps, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--figure", type=Path, default=Path("ravine.png"))
     arguments = parser.parse_args(argv)

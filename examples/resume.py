@@ -1,4 +1,8 @@
-"""Training that is killed, kill -9, and goes on from its checkpoint: the same to the bit as if nothing had happened.
+"""
+Killed, and continued
+=====================
+
+Training that is killed, by kill -9, and continues from its checkpoint: the same to the bit as without.
 
 Run `python examples/resume.py`; it saves a figure, resume.png.
 """
@@ -129,7 +133,7 @@ def plot(runs: list[list[float]], killed: list[int], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train twice, compare, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=1500)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--figure", type=Path, default=Path("resume.png"))

@@ -1,4 +1,8 @@
-"""What rho does: how the running root mean square follows noisy gradients that suddenly become ten times as large.
+"""
+What rho does
+=============
+
+How the running root mean square follows noisy gradients that suddenly become ten times as large.
 
 Run `python examples/rho.py`; it saves a figure, rho.png.
 """
@@ -23,7 +27,7 @@ STEPS, GROWTH = 600, 10.0
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, take the steps, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", type=Path, default=Path("rho.png"))
     arguments = parser.parse_args(argv)
 

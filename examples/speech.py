@@ -1,9 +1,14 @@
-"""A recurrent network that recognises which of nine speakers says "ae", from 640 recordings.
+"""
+Nine speakers
+=============
+
+A recurrent network that recognises which of nine speakers says "ae", from 640 recordings.
 
 The Japanese Vowels of Kudo, Toyama and Shimbo (1999), 12 LPC cepstra at 7 to 29 times each, as they ship inside the
 aeon package: `pip install --no-deps aeon` brings them. Recordings of several lengths share a batch: what follows the
-end of one has no gradient. The weights that are tested are averaged ones (`ema`). Run `python examples/speech.py`; it
-saves a figure, speech.png.
+end of one has no gradient. The weights that are tested are averaged ones (`ema`).
+
+Run `python examples/speech.py`; it saves a figure, speech.png.
 """
 
 from __future__ import annotations
@@ -111,7 +116,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, default=Path("speech.png"))

@@ -1,8 +1,14 @@
-"""A recurrent network that learns English, letter by letter, from the reference pages that ship with Python.
+"""
+English, letter by letter
+=========================
+
+A recurrent network that learns English from the reference pages that ship with Python.
 
 The text is that of `help("topics")`, half a million characters of real prose; a tenth is held out. Gradients of a
 recurrent network vary by orders of magnitude, which is what RMSProp was made for; `clip_global_norm` limits the rare
-huge ones. Run `python examples/text.py`; it prints what the network writes and saves a figure, text.png.
+huge ones.
+
+Run `python examples/text.py`; it prints what the network writes and saves a figure, text.png.
 """
 
 from __future__ import annotations
@@ -132,7 +138,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--figure", type=Path, default=Path("text.png"))
     arguments = parser.parse_args(argv)

@@ -1,4 +1,8 @@
-"""A2C of Stable-Baselines3 learns CartPole by two RMSprops, and by the drop-in for each: curves, share of the step.
+"""
+Reinforcement learning in torch
+===============================
+
+A2C of Stable-Baselines3 learns CartPole by two RMSprops, and by the drop-in for each: curves, share of the step.
 
 A2C takes torch.optim.RMSprop by default; Stable-Baselines3 has RMSpropTFLike besides, for the results of its second
 version: another rule, with eps under the root and a square_avg that starts from 1. `policy_kwargs` chooses.
@@ -116,7 +120,7 @@ def parameters(agent: Agent) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50_000, help="of all environments together, for each agent")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, default=Path("torch_a2c.png"))

@@ -1,11 +1,15 @@
-"""A network in torch learns handwritten digits by torch.optim.RMSprop and by its drop-in: curves, share of the step.
+"""
+Handwritten digits, in torch
+============================
+
+A network learns them by torch.optim.RMSprop and by its drop-in: curves, share of the step.
+
+The rules are the same, their rounding is not. In float32 a difference in the last place may turn a ReLU on in one
+network and not in the other, from where they go apart; that the small network is trained in float64 too shows it.
 
 Install what it needs with `pip install torch scikit-learn matplotlib tqdm`; torch for the CPU is enough. Run
 `python examples/torch_mlp.py`; it prints what share of the training loop the optimizer's step has, for a small network
 and for a wide one, and saves a figure, torch_mlp.png.
-
-The rules are the same, their rounding is not. In float32 a difference in the last place may turn a ReLU on in one
-network and not in the other, from where they go apart; that the small network is trained in float64 too shows it.
 """
 
 from __future__ import annotations
@@ -116,7 +120,7 @@ def plot(small: dict[str, Contender], wide: dict[str, Contender], path: Path) ->
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1, help="of torch, which the step follows")
     parser.add_argument("--figure", type=Path, default=Path("torch_mlp.png"))
