@@ -7,6 +7,7 @@ import io
 import json
 import zlib
 
+import ml_dtypes
 import numpy as np
 
 import rmsprop_native as rms
@@ -17,10 +18,20 @@ SUFFIXES = ["npz", "safetensors"]
 LAYOUTS = {"npz": Npz, "safetensors": Safetensors}
 
 
-def small_state(fill=0.5):
-    params = {"w": np.asfortranarray(np.ones((2, 3), np.float32)), "b": [np.ones(2), np.ones(1, np.complex64)]}
-    state = rms.init(params, momentum=0.9, accumulate=2, overrides={"b.0": {"lr": np.array([0.5, 0.25])}})
-    rms.update_(params, {"w": np.ones((2, 3), np.float32), "b": [None, np.ones(1, np.complex64)]}, state)
+B16 = np.dtype(ml_dtypes.bfloat16)
+# The dtypes of three leaves, and what their storage needs of the options.
+KINDS = {
+    "usual": ((np.float32, np.float64, np.complex64), {}),
+    "bfloat16": ((B16, np.float32, B16), {"square_avg_dtype": "bfloat16", "seed": 7}),
+}
+
+
+def small_state(fill=0.5, kind="usual"):
+    dtypes, options = KINDS[kind]
+    w, *b = [np.ones(shape, dtype) for shape, dtype in zip(((2, 3), 2, 1), dtypes, strict=True)]
+    params = {"w": np.asfortranarray(w), "b": b}
+    state = rms.init(params, momentum=0.9, accumulate=2, overrides={"b.0": {"lr": np.array([0.5, 0.25])}}, **options)
+    rms.update_(params, {"w": w.copy(), "b": [None, b[1].copy()]}, state)
     for name in ("square_avg", "momentum_buffer", "grad_sum"):
         getattr(state, name)["w"][...] = fill
     return state
@@ -89,9 +100,9 @@ CORRUPTIONS = [flips, overwritten, truncated, spliced, moved, swapped]
 # ---- forged headers, with checksums that are right ----
 
 
-def parts_of(tmp_path):
+def parts_of(kind="usual"):
     """The header of a small state, and its arrays."""
-    saved = small_state().state_dict()
+    saved = small_state(kind=kind).state_dict()
     return saved, saved.pop("arrays")
 
 
@@ -101,14 +112,20 @@ def header_text(data, suffix):
 
 
 def write_forged(path, layout_type, header, arrays):
-    """A file of this header as save would write it, with these arrays under their names; its checksums are right."""
+    """A file of this header as save would write it, with the bytes of these arrays under their names, as many as they
+    must have there; its checksums are right.
+    """
     specs = list(check_content({name: part for name, part in header.items() if name != "arrays"}).arrays())
     crcs = {}
     layout = layout_type(specs, dumps(header))
     data = {}
     for name, place in layout.places.items():
-        array = arrays[name].transpose(place.axes).astype(place.dtype)
-        data[name] = array.tobytes()
+        array = arrays[name].transpose(place.axes)
+        array = array if array.dtype.kind in "fc" else array.view(np.uint16)
+        nbytes = next(spec.nbytes for spec in specs if spec.name == name)
+        if nbytes > 1 << 16:
+            raise ValueError(f"{name} is too large to be made")
+        data[name] = array.astype(array.dtype.newbyteorder("<")).tobytes().ljust(nbytes, b"\0")[:nbytes]
         crcs[name] = zlib.crc32(data[name], place.first_crc)
     header["arrays"] = [[name, f"{crc:08x}"] for name, crc in crcs.items()]
     order = {spec.name: None for spec in specs}
@@ -131,7 +148,8 @@ def forge_text(path, suffix, text):
 
 def changed_at_random(value, choose):
     """Another value somewhere in what JSON gave."""
-    others = [None, True, -1, 0, 2, 2**31, 2**53, 2**63, 10**30, 1.5, -0.0, "", "x", "lr/0", [], {}, [[]], {"a": 1},
+    others = [None, True, False, "float32", "float64", "bfloat16",
+              -1, 0, 2, 2**31, 2**53, 2**63, 10**30, 1.5, -0.0, "", "x", "lr/0", [], {}, [[]], {"a": 1},
               ["leaf"], ["list", 2**40], {"array": "lr/0", "shape": [2**50]}, {"schedule": "f"}, [1] * 70]  # fmt: skip
     path, at = [], value
     while isinstance(at, dict | list) and len(at) and (not path or choose.random() < 0.7):

@@ -20,6 +20,7 @@ with atheris.instrument_imports(include=["rmsprop_native"]):
 import numpy as np
 from forged import (
     CORRUPTIONS,
+    KINDS,
     LAYOUTS,
     SUFFIXES,
     all_of,
@@ -31,8 +32,12 @@ from forged import (
 )
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-HEADER, ARRAYS = parts_of(FOLDER)
-GOOD = {suffix: (saved_bytes(FOLDER, suffix), saved_bytes(FOLDER, suffix, fill=0.25)) for suffix in SUFFIXES}
+PARTS = {kind: parts_of(kind) for kind in KINDS}
+GOOD = {
+    (suffix, kind): [saved_bytes(FOLDER, suffix, fill=fill, kind=kind) for fill in (0.5, 0.25)]
+    for suffix in SUFFIXES
+    for kind in KINDS
+}
 
 
 class Choices:
@@ -61,23 +66,23 @@ class Choices:
 
 def write_changed(path, suffix, choose):
     """Write a checkpoint that was changed as the input says."""
+    kind = choose.choice(list(KINDS))
     if choose.randrange(4) == 0:
-        path.write_bytes(choose.choice(CORRUPTIONS)(*GOOD[suffix], choose))
+        path.write_bytes(choose.choice(CORRUPTIONS)(*GOOD[suffix, kind], choose))
         return
-    forged = HEADER
+    forged, arrays = PARTS[kind]
     for _ in range(1 + choose.randrange(3)):
         forged = changed_at_random(forged, choose) if forged else forged
     try:
-        write_forged(path, LAYOUTS[suffix], forged, ARRAYS)
+        write_forged(path, LAYOUTS[suffix], forged, arrays)
     except (ValueError, KeyError):  # no arrays belong to such a header
-        arrays = [[name, "00000000"] for name in ARRAYS]
-        forge_text(path, suffix, fileformats.dumps(forged | {"arrays": arrays}))
+        crcs = [[name, "00000000"] for name in arrays]
+        forge_text(path, suffix, fileformats.dumps(forged | {"arrays": crcs}))
 
 
 def stepped(state):
     """Take a step of parameters and gradients that fit a state."""
-    arrays = state._plan.arrays("square_avg")
-    params, grads = ([np.ones(array.shape, array.dtype) for array in arrays] for _ in range(2))
+    params, grads = ([np.ones(model.shape, model.dtype) for model in state._models()] for _ in range(2))
     rms.update_(state._structure.unflatten(iter(params)), state._structure.unflatten(iter(grads)), state)
 
 

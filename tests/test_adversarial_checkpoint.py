@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from conftest import memory_failures, run_python, same_bits
 from forged import (
+    B16,
     CORRUPTIONS,
+    KINDS,
     LAYOUTS,
     SUFFIXES,
     all_of,
@@ -94,10 +96,11 @@ def refused_or_the_same(path, data, expected, name=""):
     return True
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(float), B16], ids=str)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_byte_changed_and_every_length(tmp_path, suffix):
-    state = rms.init(np.ones(2), lr=0.5)
-    rms.update_(np.ones(2), np.ones(2), state)
+def test_every_byte_changed_and_every_length(tmp_path, suffix, dtype):
+    state = rms.init(np.ones(2, dtype), lr=0.5)
+    rms.update_(np.ones(2, dtype), np.ones(2, dtype), state)
     path = tmp_path / f"a.{suffix}"
     rms.save(path, state)
     data, expected = path.read_bytes(), all_of(state)
@@ -129,19 +132,21 @@ def test_10_000_corruptions(tmp_path, corrupt, suffix):
 # ---- forged headers, with checksums that are right ----
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_the_forger_writes_is_what_save_writes(tmp_path, suffix):
-    header, arrays = parts_of(tmp_path)
+def test_what_the_forger_writes_is_what_save_writes(tmp_path, suffix, kind):
+    header, arrays = parts_of(kind)
     write_forged(tmp_path / f"a.{suffix}", LAYOUTS[suffix], header, arrays)
-    assert (tmp_path / f"a.{suffix}").read_bytes() == saved_bytes(tmp_path, suffix)
+    assert (tmp_path / f"a.{suffix}").read_bytes() == saved_bytes(tmp_path, suffix, kind=kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_forged_headers(tmp_path, suffix):
+def test_forged_headers(tmp_path, suffix, kind):
     """Values of all kinds at random places: an error, or a state of what the header says that can be stepped."""
-    header, arrays = parts_of(tmp_path)
+    header, arrays = parts_of(kind)
     path = tmp_path / f"a.{suffix}"
-    good = saved_bytes(tmp_path, suffix)
+    good = saved_bytes(tmp_path, suffix, kind=kind)
     choose = random.Random(suffix)
     taken = 0
     for i in range(1000):
@@ -159,7 +164,7 @@ def test_forged_headers(tmp_path, suffix):
             assert str(error).startswith(f"{path}: "), i
             continue
         taken += 1
-        params = state._structure.unflatten(iter([np.ones(p.shape, p.dtype) for p in state._plan.arrays("square_avg")]))
+        params = state._structure.unflatten(iter([np.ones(model.shape, model.dtype) for model in state._models()]))
         for _ in range(2):
             rms.update_(params, state._structure.unflatten(iter([None] * state._structure.size)), state)
     assert taken > 0
@@ -182,6 +187,7 @@ TEXTS = {
     "later": lambda header: header.update(version=3),
     "with an option of a later version": lambda header: header.update(version=1),
     "earlier": lambda header: header.update(version=0),
+    "petabytes of bfloat16": lambda header: header["leaves"][0].update(dtype="bfloat16", shape=HUGE),
     "dtype of objects": lambda header: header["leaves"][0].update(dtype="object"),
     "dtype of names": lambda header: header["leaves"][0].update(dtype="f4,f4"),
 }
@@ -287,7 +293,7 @@ def test_archives_that_hold_the_same_in_another_form_are_refused(tmp_path):
 
 def test_nothing_in_a_file_is_executed(tmp_path):
     """Pickles in the place of arrays, and names of classes that exist: nothing is imported."""
-    header, arrays = parts_of(tmp_path)
+    header, arrays = parts_of()
     header["structure"][0] = ["dataclass", "antigravity", ["w", "b"]]
     write_forged(tmp_path / "a.npz", Npz, header, arrays)
     code = """
@@ -329,11 +335,13 @@ print(rms.load(sys.argv[1] + ".npz").step)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file that Python could not finish
-def test_memory_that_runs_out_within_save_and_load(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_memory_that_runs_out_within_save_and_load(tmp_path, suffix, kind):
     """One allocation fails, at every seventh place: the file is the old one or the new, and no other one is left."""
     testcapi = memory_failures()
-    path = str(tmp_path / "a.npz")  # without memory Python says of a Path that it is none
-    state = small_state()
+    path = str(tmp_path / f"a.{suffix}")  # without memory Python says of a Path that it is none
+    state = small_state(kind=kind)
     rms.save(path, state)
     expected = all_of(state)
     failures = unnoticed = allocation = 0
@@ -348,7 +356,7 @@ def test_memory_that_runs_out_within_save_and_load(tmp_path):
             failures, unnoticed = failures + 1, 0
         finally:
             testcapi.remove_mem_hooks()
-        assert os.listdir(tmp_path) == ["a.npz"]
+        assert os.listdir(tmp_path) == [f"a.{suffix}"]
         assert all_of(rms.load(path)) == all_of(state) == expected
     assert failures > 100
 

@@ -7,6 +7,7 @@ import gc
 import pickle
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import memory_failures, same_bits
@@ -40,39 +41,55 @@ EXACT = {
     "replace",
     "rates",
     "step",
+    "split",
+    "split and all rules",
+    "rounded",
+    "bfloat16 square_avg",
+    "split lr",
 }
+
+F32, F64, B16 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(ml_dtypes.bfloat16)
+PLAIN, NARROW = (F64, F32, F64), (B16, F32, B16)  # the dtypes of the three leaves
 
 
 def schedule(steps):
     return 0.5 / (1 + steps)
 
 
-def make_params():
+def make_params(dtypes):
     """Dense, strided and Fortran-ordered."""
+    a, b, c = dtypes
     return {
-        "a": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
-        "b": [np.arange(24, dtype=np.float32).reshape(6, 4)[::2], np.ones(3)],
+        "a": np.asfortranarray(np.arange(12.0).reshape(3, 4).astype(a)),
+        "b": [np.arange(24.0).astype(b).reshape(6, 4)[::2], np.ones(3, c)],
     }
 
 
-def make_dense():
-    return {"a": np.ones((3, 4)), "b": [np.ones((3, 4), np.float32), np.full(3, 2.0)]}
+def make_dense(dtypes):
+    a, b, c = dtypes
+    return {"a": np.ones((3, 4), a), "b": [np.ones((3, 4), b), np.full(3, 2.0, c)]}
 
 
-def make_strided():
-    return {"a": np.ones((3, 8))[:, ::2], "b": [np.ones((4, 3), np.float32).T, np.full(6, 2.0)[::2]]}
+def make_strided(dtypes):
+    a, b, c = dtypes
+    return {"a": np.ones((3, 8), a)[:, ::2], "b": [np.ones((4, 3), b).T, np.full(6, 2.0, c)[::2]]}
 
 
-def make_rows():
-    return make_dense() | {"a": rms.RowGrad(np.array([2, 0, 2]), np.ones((3, 4)))}
+def make_wide(dtypes):
+    """float32 gradients of bfloat16 parameters, in part."""
+    return make_strided(dtypes) | {"a": np.ones((3, 4), F32)}
 
 
-def make_nan():
-    return make_dense() | {"a": np.full((3, 4), np.nan)}
+def make_rows(dtypes):
+    return make_dense(dtypes) | {"a": rms.RowGrad(np.array([2, 0, 2]), np.ones((3, 4), dtypes[0]))}
 
 
-def make_masked():
-    return make_dense() | {"a": np.ma.ones((3, 4))}
+def make_nan(dtypes):
+    return make_dense(dtypes) | {"a": np.full((3, 4), np.nan, dtypes[0])}
+
+
+def make_masked(dtypes):
+    return make_dense(dtypes) | {"a": np.ma.ones((3, 4))}
 
 
 def step(params, grads, state):
@@ -91,7 +108,11 @@ def replace(params, grads, state):
     state.replace(lr=0.7, clip_norm=3.0)
 
 
-# Name: options, whether a step is taken before, what makes the gradients, the call.
+def init(params, **options):
+    return params, rms.init(params, momentum=0.9, ema=0.5, **options)
+
+
+# Name: options, what makes the gradients, the call.
 CASES = {
     "dense": ({}, make_dense, step),
     "strided": ({"momentum": 0.9}, make_strided, step),
@@ -112,9 +133,27 @@ CASES = {
     "deepcopy": ({}, make_dense, lambda params, grads, state: (params, copy.deepcopy(state))),
     "pickle": ({"accumulate": 3}, make_dense, lambda params, grads, state: (params, pickle.loads(pickle.dumps(state)))),
     "state_dict": ({}, make_dense, lambda params, grads, state: (params, rms.from_state_dict(state.state_dict()))),
-    "init": ({}, make_dense, lambda params, grads, state: (params, rms.init(params, momentum=0.9, ema=0.5))),
+    "init": ({}, make_dense, lambda params, grads, state: init(params)),
     "replace": ({}, make_dense, replace),
     "step": ({}, make_dense, set_step),
+}  # fmt: skip
+ROUNDED, BF16_AVG = {"master_weights": False, "seed": 3}, {"square_avg_dtype": "bfloat16", "seed": 3}
+# With bfloat16 parameters. Where NumPy copies, fills or casts a bfloat16 array itself (`update`, `state_dict` with such
+# a square_avg, initial_square_avg), it calls a function that it could not make, and crashes.
+STORAGES = {
+    "split": ({}, make_dense, step),
+    "split and all rules": ({"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "momentum": 0.9}, make_wide, step),
+    "split rows": ({"centered": True}, make_rows, step),
+    "split lr": ({}, make_strided, step_with_lr),
+    "rounded": ({"momentum": 0.9, **ROUNDED}, make_wide, step),
+    "bfloat16 square_avg": ({"centered": True, **BF16_AVG}, make_strided, step),
+    "rounded rows": (ROUNDED | BF16_AVG, make_rows, step),
+    "split master": ({}, make_dense, lambda params, grads, state: (state.master(params), state)),
+    "split copy": (BF16_AVG, make_dense, lambda params, grads, state: (params, copy.copy(state))),
+    "split pickle": ({}, make_dense, lambda params, grads, state: (params, pickle.loads(pickle.dumps(state)))),
+    "split load_state_dict": ({}, make_dense, lambda params, grads, state: state.load_state_dict(state.state_dict())),
+    "split init": ({}, make_dense, lambda params, grads, state: init(params, **BF16_AVG)),
+    "rounded init": ({}, make_dense, lambda params, grads, state: init(params, **ROUNDED)),
 }  # fmt: skip
 
 
@@ -136,21 +175,23 @@ def outcome_of(params, made, state):
 @pytest.mark.parametrize("warm", [0, 1])
 @pytest.mark.parametrize(
     ("name", "forever"),
-    [(name, False) for name in CASES] + [(name, True) for name in CASES if name in EXACT],  # NumPy's errstate crashes
+    # NumPy's errstate crashes where all allocations fail.
+    [(name, False) for name in CASES | STORAGES] + [(name, True) for name in CASES | STORAGES if name in EXACT],
 )
 def test_memory_that_runs_out_at_every_allocation(name, forever, warm, threads):
     """Fail the allocation, or all from there on, until a call has needed so few that it did not notice."""
-    options, make_grads, call = CASES[name]
+    options, make_grads, call = (CASES | STORAGES)[name]
+    dtypes = NARROW if name in STORAGES else PLAIN
     if threads:
         _core.set_grain(0)
         rms.set_num_threads(2)
     allowed = ERRORS if name not in EXACT else MemoryError
     expected, failures, unnoticed = None, 0, 0
     for allocation in range(3000):
-        params, grads = make_params(), make_grads()
+        params, grads = make_params(dtypes), make_grads(dtypes)
         state = rms.init(params, **options)
         for _ in range(warm):
-            rms.update_(params, make_dense(), state)
+            rms.update_(params, make_dense(dtypes), state)
         if expected is None:  # the first time nothing fails
             start, stop = 10**9, 0
         else:
@@ -178,20 +219,21 @@ def test_memory_that_runs_out_at_every_allocation(name, forever, warm, threads):
         assert everything(params, state) == before, allocation
         failures += 1
         unnoticed = 0
-        rms.update_(params, make_dense(), state)  # the claim is free, and nothing is left behind
-        other = make_params()
+        rms.update_(params, make_dense(dtypes), state)  # the claim is free, and nothing is left behind
+        other = make_params(dtypes)
         other_state = rms.init(other, **options)
         for _ in range(warm + 1):
-            rms.update_(other, make_dense(), other_state)
+            rms.update_(other, make_dense(dtypes), other_state)
         assert all(same_bits(a, b) for a, b in zip(flatten(params)[0], flatten(other)[0], strict=True)), allocation
     assert unnoticed > 40
     assert failures or warm  # a step like the one before allocates nothing
 
 
-def test_small_steps_allocate_nothing():
+@pytest.mark.parametrize("dtypes", [PLAIN, NARROW], ids=["usual", "bfloat16"])
+def test_small_steps_allocate_nothing(dtypes):
     """So that the last of them can be taken when there is no memory at all."""
     for options in ({}, {"accumulate": 2, "clip_norm": 0.1, "ema": 0.9, "on_nonfinite": "raise"}):
-        params, grads = make_params(), make_strided()
+        params, grads = make_params(dtypes), make_strided(dtypes)
         state = rms.init(params, **options)
         for _ in range(2):
             rms.update_(params, grads, state)

@@ -8,9 +8,10 @@ import fractions
 import math
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
-from conftest import check_alike, same_bits
+from conftest import check_alike, on_reference, same_bits
 from hostile import Pair, everything, refused
 
 import rmsprop_native as rms
@@ -151,18 +152,140 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize("live", [False, True], ids=["new", "live"])
-@pytest.mark.parametrize("name", ALTERED)
-def test_no_state_is_made_of_altered_parts(name, live):
-    saved = saved_state()
-    ALTERED[name](saved)
-    params = [np.ones((2, 3)), np.ones(4)]
-    state = rms.init(params, momentum=0.9, accumulate=3)
+class Pickled:
+    """What unpickles as a state of these parts, whoever wrote it."""
+
+    def __init__(self, saved):
+        self.saved = saved
+
+    def __reduce__(self):
+        return rms.from_state_dict, (self.saved,)
+
+
+MADE = {
+    "new": lambda state, saved: rms.from_state_dict(saved),
+    "live": lambda state, saved: state.load_state_dict(saved),
+    "unpickled": lambda state, saved: pickle.loads(pickle.dumps(Pickled(saved))),
+}
+
+
+def check_no_state(how, params, saved, **options):
+    """It is made of none of these parts, and one that there is stays as it was."""
+    state = rms.init(params, **options)
     before = everything(params, state)
     with pytest.raises(ValueError):  # noqa: PT011 - each has words of its own
-        state.load_state_dict(saved) if live else rms.from_state_dict(saved)
+        MADE[how](state, saved)
     assert everything(params, state) == before
-    rms.update_(params, [np.ones((2, 3)), np.ones(4)], state)
+    rms.update_(params, [np.ones(param.shape, param.dtype) for param in params], state)
+
+
+NO_PICKLES = {"subclass", "byte order", "low half: byte order"}  # a local class has none, a byte order is not kept
+
+
+def ways(altered):
+    return [(name, how) for name in altered for how in MADE if how != "unpickled" or name not in NO_PICKLES]
+
+
+@pytest.mark.parametrize(("name", "how"), ways(ALTERED))
+def test_no_state_is_made_of_altered_parts(name, how):
+    saved = saved_state()
+    ALTERED[name](saved)
+    check_no_state(how, [np.ones((2, 3)), np.ones(4)], saved, momentum=0.9, accumulate=3)
+
+
+F32, B16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+
+
+def saved_split_state():
+    params = [np.ones((2, 3), B16), np.ones(4, F32)]
+    state = rms.init(params, momentum=0.9, accumulate=2, square_avg_dtype="bfloat16")
+    rms.update_(params, [np.ones((2, 3), F32), None], state)
+    return state.state_dict()
+
+
+def without_array(name):
+    return lambda saved: saved["arrays"].pop(name)
+
+
+def with_low_half(array):
+    return with_array(array, "low_half/0")
+
+
+ALTERED_STORAGE = {
+    "low half: short": with_low_half(np.zeros((2, 2), np.uint16)),
+    "low half: long": with_low_half(np.zeros((2, 300), np.uint16)),
+    "low half: flat": with_low_half(np.zeros(6, np.uint16)),
+    "low half: int16": with_low_half(np.zeros((2, 3), np.int16)),
+    "low half: uint32": with_low_half(np.zeros((2, 3), np.uint32)),
+    "low half: float32": with_low_half(np.zeros((2, 3), F32)),
+    "low half: bfloat16": with_low_half(np.zeros((2, 3), B16)),
+    "low half: byte order": with_low_half(np.zeros((2, 3), ">u2")),
+    "low half: objects": with_low_half(np.full((2, 3), None)),
+    "low half: masked": with_low_half(np.ma.zeros((2, 3), np.uint16)),
+    "low half: None": with_low_half(None),
+    "low half: missing": without_array("low_half/0"),
+    "low half of float32": with_array(np.zeros(4, np.uint16), "low_half/1"),
+    "low halves without master weights": with_option(master_weights=False),
+    "low halves of float32": with_leaf(dtype="float32"),
+    "low halves of float64": with_leaf(dtype="float64"),
+    "no low halves": lambda saved: saved["leaves"][1].update(dtype="bfloat16"),
+    "master weights of a number": with_option(master_weights=1),
+    "square_avg: float32": with_array(np.zeros((2, 3), F32), "square_avg/0"),
+    "square_avg: uint16": with_array(np.zeros((2, 3), np.uint16), "square_avg/0"),
+    "square_avg: float16": with_array(np.zeros((2, 3), np.float16), "square_avg/0"),
+    "square_avg: negative": with_array(np.full((2, 3), -1.0, B16), "square_avg/0"),
+    "square_avg: minus infinity": with_array(np.full(4, -np.inf, B16), "square_avg/1"),
+    "square_avg: short": with_array(np.zeros((3, 2), B16), "square_avg/0"),
+    "square_avg_dtype None": with_option(square_avg_dtype=None),
+    "square_avg_dtype float16": with_option(square_avg_dtype="float16"),
+    "square_avg_dtype a dtype": with_option(square_avg_dtype=B16),
+    "momentum_buffer: bfloat16": with_array(np.zeros((2, 3), B16), "momentum_buffer/0"),
+    "initial value that rounds to 0": with_option(initial_square_avg=1e-45),
+    "seed negative": with_option(seed=-1),
+    "seed of 65 bits": with_option(seed=2**64),
+    "seed of a float": with_option(seed=1.0),
+    "dtype: float16": with_leaf(dtype="float16"),
+    "dtype: uint16": with_leaf(dtype="uint16"),
+    "axes": with_leaf(axes=[1, 1]),
+    "version 1": with_part(version=1),
+    "version 2": with_part(version=2),
+}
+
+
+@pytest.mark.parametrize(("name", "how"), ways(ALTERED_STORAGE))
+def test_no_state_is_made_of_altered_storage(name, how):
+    saved = saved_split_state()
+    ALTERED_STORAGE[name](saved)
+    params = [np.ones((2, 3), B16), np.ones(4, F32)]
+    check_no_state(how, params, saved, momentum=0.9, accumulate=2, square_avg_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("dtypes", [(B16, F32), (F32, B16)], ids=["split", "float32"])
+def test_a_state_becomes_none_of_parameters_of_another_dtype(dtypes):
+    own, other = (np.ones(3, dtype) for dtype in dtypes)
+    state = rms.init(own)
+    with refused(ValueError, f"^leaf '' was saved with shape .* and {other.dtype}, the parameter has", own, state):
+        state.load_state_dict(rms.init(other).state_dict())
+    rms.update_(own, own.copy(), state)
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_any_low_halves_are_taken(how, rng):
+    """Each of them is a number: what a parameter makes of it is what the reference makes of it."""
+    values = np.concatenate([np.arange(2**16, dtype=np.uint16).view(B16)[::37], rng.standard_normal(3000).astype(B16)])
+    halves = rng.integers(0, 2**16, values.size, dtype=np.uint16)
+    halves[:8] = 0xFFFF, 0x8000, 0x7FFF, 1, 0, 0xFFFE, 0x8001, 0xFF
+    grad = rng.standard_normal(values.size).astype(B16)
+    ref_params, ref_state = on_reference([values], {})
+    params, state = [values.copy()], rms.init([values])
+    saved = state.state_dict()
+    saved["arrays"]["low_half/0"] = halves
+    ref_state.low_half[0][...] = halves
+    state = MADE[how](state, saved) or state
+    assert same_bits(state.master(params)[0], rms.reference.join_halves(values, halves))
+    rms.update_(params, [grad], state)
+    rms.reference.update_(ref_params, [grad], ref_state)
+    check_alike(params, state, ref_params, ref_state)
 
 
 @pytest.mark.parametrize("part", saved_state())

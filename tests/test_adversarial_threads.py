@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import check_alike, on_reference, same_bits
@@ -21,8 +22,11 @@ pytestmark = pytest.mark.threads
 # ---- steps in one state ----
 
 
-def strided(shape):
-    return np.ones((*shape[:-1], 2 * shape[-1]))[..., ::2]
+B16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
+
+
+def strided(shape, dtype=float):
+    return np.ones((*shape[:-1], 2 * shape[-1]), dtype)[..., ::2]
 
 
 class Walked(dict):
@@ -41,14 +45,25 @@ RACES = {
     "accumulate": ({"accumulate": 3, "clip_norm": 0.1}, strided),
     "schedule and strided": ({"lr": lambda steps: 0.5 / (1 + steps), "on_nonfinite": "skip", "ema": 0.9}, strided),
 }
+BF16_AVG, ROUNDED = {"square_avg_dtype": "bfloat16", "seed": 5}, {"master_weights": False, "seed": 5}
+# Likewise, of parameters of a dtype.
+STORAGES = {
+    "split": (B16, {"momentum": 0.9}, lambda shape: strided(shape, F32)),
+    "split rows": (B16, {"ema": 0.9}, lambda shape: rms.RowGrad([2, 0, 2], np.ones((3, *shape[1:]), B16))),
+    "split schedule": (B16, {"lr": lambda steps: 0.5 / (1 + steps)}, lambda shape: np.ones(shape, B16)),
+    "rounded": (B16, {"accumulate": 3, "clip_norm": 0.1} | ROUNDED, lambda shape: strided(shape, B16)),
+    "all bfloat16": (B16, {"centered": True} | ROUNDED | BF16_AVG, lambda shape: np.ones(shape, B16)),
+    "bfloat16 square_avg": (F32, BF16_AVG, lambda shape: strided(shape, B16)),
+}
+RACES = {name: (np.dtype(float), *race) for name, race in RACES.items()} | STORAGES
 
 
 @pytest.mark.parametrize("walked", [dict, Walked])
 @pytest.mark.parametrize("name", RACES)
 def test_two_threads_in_one_state_take_turns_or_are_refused(name, walked):
-    options, make = RACES[name]
+    dtype, options, make = RACES[name]
     options = {"lr": 0.1} | options
-    pair = Pair(walked(w=np.ones((4, 3)), v=np.ones((5, 2))), **options)
+    pair = Pair(walked(w=np.ones((4, 3), dtype), v=np.ones((5, 2), dtype)), **options)
     grads = walked(v=make((5, 2)), w=make((4, 3)))
 
     def step():
@@ -235,7 +250,8 @@ def test_dicts_changed_by_another_thread():
 def test_everything_at_once():
     """Two threads in one state and two with states of their own, while another one changes what all of them use."""
     shared = Pair({"w": np.ones((4, 3)), "v": np.ones(2 * _core.SPAN, np.float32)}, momentum=0.9, lr=0.1)
-    own = [Pair([np.ones(_core.SPAN + k), strided((5, 2))], centered=True) for k in (1, 2)]
+    own = [Pair([np.ones(_core.SPAN + 1), strided((5, 2))], centered=True)]
+    own += [Pair([np.ones(_core.SPAN + 3, B16), strided((5, 2), F32)], square_avg_dtype="bfloat16", seed=1)]
     of_shared = {"v": np.ones(2 * _core.SPAN, np.float32), "w": strided((4, 3))}
     settings = itertools.cycle(itertools.product(_core.isas(), (1, 2, 3), (1, 1 << 15, 1 << 20)))
 
@@ -319,6 +335,43 @@ def test_no_copy_is_torn_by_a_step_in_another_thread(how):
     for count, arrays in copies:
         for array, value in zip(arrays[::-1], after[count][::-1], strict=False):
             assert (array == value).all()
+
+
+def test_master_beside_steps():
+    """Of one moment: all elements are alike at every step, and those of a step of the reference."""
+    rms.set_num_threads(1)
+    param, grad = np.ones(1 << 17, B16), np.ones(1 << 17, B16)
+    state = rms.init(param, lr=0.01)
+    small, ref_state = on_reference(np.ones(1, B16), {"lr": 0.01})
+    masters = []
+
+    def look():
+        masters.append(state.master(param))
+        del masters[:-20]
+
+    steps, looks = race(lambda: rms.update_(param, grad, state), look, seconds=0.4, calls=200)
+    assert steps > 0
+    assert looks > 0
+    expected = {1.0}
+    for _ in range(steps):
+        reference.update_(small, np.ones(1, B16), ref_state)
+        expected.add(float(reference.join_halves(small, ref_state.low_half)[0]))
+    for master in masters:
+        assert set(np.unique(master).tolist()) <= expected
+        assert np.unique(master).size == 1
+
+
+def test_low_halves_written_by_another_thread():
+    """Whatever they are when a step reads them, they are halves of numbers: nothing becomes NaN or infinite."""
+    rms.set_num_threads(1)
+    param, grad = np.ones(1 << 16, B16), np.ones(1 << 16, B16)
+    state = rms.init(param, lr=1e-4)
+    halves = state.low_half
+    fillings = itertools.cycle([0, 0xFFFF, 0x8000, 0x7FFF])
+    steps, _ = race(lambda: rms.update_(param, grad, state), lambda: halves.fill(next(fillings)), calls=200)
+    assert state.step == steps > 0
+    assert np.isfinite(state.master(param)).all()
+    assert np.isfinite(state.square_avg).all()
 
 
 def test_a_state_that_becomes_another_one_keeps_its_claim():

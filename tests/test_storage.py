@@ -337,6 +337,33 @@ def test_a_gradient_may_not_overlap_a_lower_half():
             rms.update_(wide[:65], np.broadcast_to(wide[start : start + 2].view(np.float32)[:1], 65), state)
 
 
+WRITTEN = ("square_avg", "momentum_buffer", "ema", "low_half")
+
+
+@pytest.mark.parametrize("square_avg_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtypes", [(B16, B16), (F32, B16), (B16, F32)], ids=["both", "second", "first"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_parameters_may_not_overlap_what_the_state_keeps(name, dtypes, square_avg_dtype):
+    """Of whichever leaf: from its first byte on, and to its last one."""
+    params = [np.zeros(64, dtype) for dtype in dtypes]
+    state = rms.init(params, momentum=0.9, ema=0.9, square_avg_dtype=square_avg_dtype)
+    params = [np.zeros(64, dtype) for dtype in dtypes]
+    grads = [param.copy() for param in params]
+    buffers = [buffer for buffer in getattr(state, name) if buffer is not None]
+    assert buffers
+    for buffer in buffers:
+        memory = buffer.base
+        first = buffer.ctypes.data - memory.ctypes.data
+        for k, param in enumerate(params):
+            for start in (first, max(first + buffer.nbytes - param.nbytes, 0)):
+                given = params.copy()
+                given[k] = memory[start : start + param.nbytes].view(param.dtype)
+                with pytest.raises(ValueError, match=rf"^parameter '{k}' and \w+ '\d' overlap in memory$"):
+                    rms.update_(given, grads, state)
+    assert state.step == 0
+    rms.update_(params, grads, state)
+
+
 def test_a_wider_gradient_at_the_same_address_is_compared_anew():
     """Its bytes reach into the parameter, where those of the bfloat16 one did not."""
     memory = np.zeros(200, B16)

@@ -700,7 +700,8 @@ def join_halves(upper: NDArray[Any], lower: NDArray[np.uint16]) -> NDArray[np.fl
     >>> join_halves(np.array([1, 1, 0], ml_dtypes.bfloat16), np.array([1, 0xFFFF, 0xFFFF], np.uint16))
     array([1.0000001 , 0.99999994, 0.        ], dtype=float32)
     """
-    bits = np.ascontiguousarray(upper).view(np.uint16).reshape(upper.shape).astype(np.uint32) << np.uint32(16)
+    # As integers first: NumPy crashes where memory runs out while it copies a bfloat16 array of another layout.
+    bits = upper.view(np.uint16).astype(np.uint32, order="C") << np.uint32(16)
     with np.errstate(over="ignore"):
         joined = bits + lower.view(np.int16).astype(np.int32).view(np.uint32)
     size = bits & np.uint32(0x7FFFFFFF)

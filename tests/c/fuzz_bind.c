@@ -58,6 +58,22 @@ static rmsp_array written(const call *c, size_t i, int k)
     return has_state(c->s, i, k) ? state_of(c->s, i, k) : absent_array;
 }
 
+/* Whether an array of this type may be array k of a leaf. */
+static int type_fits(const call *c, size_t i, int k, int type)
+{
+    const int own = c->s->plan.slots[i].type;
+    if (k == RMSP_PARAM) return type == own;
+    if (k != RMSP_GRAD) return type == state_of(c->s, i, k).type;
+    return type == own || ((own == RMSP_F32 || own == RMSP_BF16) && (type == RMSP_F32 || type == RMSP_BF16));
+}
+
+/* Whether random bits and halves are counted by the place of an element in array k. */
+static int is_counted(const call *c, size_t i, int k)
+{
+    const int narrow = c->s->plan.slots[i].type == RMSP_BF16 || c->s->plan.extras[i].avg16;
+    return k == RMSP_LOW_HALF || (k == RMSP_SQUARE_AVG && narrow);
+}
+
 /* Whether this fault is one of the array itself. */
 static int has_fault(const call *c, size_t i, int k, rmsp_reason reason)
 {
@@ -72,7 +88,9 @@ static int has_fault(const call *c, size_t i, int k, rmsp_reason reason)
     case RMSP_MISALIGNED:
         return !(a->flags & RMSP_ALIGNED);
     case RMSP_OTHER_DTYPE:
-        return a->type != slot->type;
+        return !type_fits(c, i, k, a->type);
+    case RMSP_NOT_C_ORDER:
+        return is_counted(c, i, k) && !(a->flags & RMSP_C_ORDER);
     case RMSP_OTHER_SHAPE:
         return shape_differs || (a->rows != NULL && (a->ndim == 0 || a->shape[0] != (ptrdiff_t)a->row_count));
     case RMSP_NULL_DATA:
@@ -117,8 +135,8 @@ static void check_refusal(const call *c, rmsp_reason reason, const rmsp_refusal 
 static void check_accepted(const call *c)
 {
     const rmsp_plan *const plan = &c->s->plan;
-    static const rmsp_reason faults[] = {RMSP_MISALIGNED, RMSP_OTHER_DTYPE,  RMSP_OTHER_SHAPE,
-                                         RMSP_NULL_DATA,  RMSP_ROWS_STRIDED, RMSP_ROWS_ACCUMULATED};
+    static const rmsp_reason faults[] = {RMSP_MISALIGNED,   RMSP_OTHER_DTYPE,      RMSP_OTHER_SHAPE, RMSP_NULL_DATA,
+                                         RMSP_ROWS_STRIDED, RMSP_ROWS_ACCUMULATED, RMSP_NOT_C_ORDER};
     CHECK(plan->bound);
     for (size_t i = 0; i < plan->leaf_count; i++) {
         const rmsp_array *const grad = &c->list[RMSP_GRAD][i];
@@ -190,7 +208,7 @@ static void spoil(const call *c, rmsp_array *a, ptrdiff_t *shape, ptrdiff_t *str
         a->flags &= ~(unsigned)(below(2) ? RMSP_ALIGNED : RMSP_WRITABLE);
         return;
     case 2:
-        a->type = (int)below(RMSP_DTYPE_COUNT) | (below(2) ? RMSP_PAIRS : 0);
+        a->type = (int)below(RMSP_TYPE_COUNT) | (below(2) ? RMSP_PAIRS : 0);
         return;
     case 3:
         shape[axis] = (ptrdiff_t)below(4);
@@ -289,7 +307,7 @@ static void bind_shortly(call *c)
         if (again == RMSP_AGAIN_NO) return;
         if (again == RMSP_AGAIN_YES) continue;
         const uintptr_t low = (uintptr_t)grad->data;
-        if (!rmsp_find_gap(plan, low, low + (plan->slots[i].high - plan->slots[i].low))) return;
+        if (!rmsp_find_gap(plan, low, low + plan->slots[i].grad_bytes)) return;
     }
     CHECK(bind(c, &where) == RMSP_OK);
     check_accepted(c);
@@ -301,13 +319,15 @@ static void fuzz_once(void)
     rmsp_plan *const plan = &c.s->plan;
     rmsp_rules *const rules = &plan->rules;
     random_group(&plan->groups[0]);
+    c.s->has_bf16 = (int)below(2);
+    c.s->is_split = (int)below(2);
     rules->accumulate = below(3) == 0 ? 2 : 1;
     rules->averages = (int)below(2);
     rules->clips = (int)below(2);
     rules->nonfinite = (rmsp_nonfinite)below(3);
     for (size_t i = 0; i < plan->leaf_count; i++) {
         ptrdiff_t shape[MAX_NDIM];
-        const int ndim = (int)below(4), type = (int)below(RMSP_DTYPE_COUNT) | (below(4) == 0 ? RMSP_PAIRS : 0);
+        const int ndim = (int)below(4), type = random_type(c.s, i, 4);
         for (int axis = 0; axis < ndim; axis++) shape[axis] = (ptrdiff_t)below(5);
         set_leaf(c.s, i, new_array(type, ndim, shape, (lie)below(LIE_BROADCAST)), 0, (int)below(2));
     }
