@@ -369,3 +369,21 @@ def test_a_row_gradient_is_a_frozen_pair():
     with pytest.raises(AttributeError):
         grad.rows = [1]
     assert grad != rms.RowGrad([0], ONES)  # arrays have no one truth value, so that pairs of them are not compared
+
+
+def test_no_rows_at_all():
+    """An empty list is of no dtype that could be asked for integers; an empty array is."""
+    table = np.ones((4, 2))
+    state = rms.init(table)
+    rms.update_(table, rms.RowGrad([], np.zeros((0, 2))), state)
+    assert (state.step, table.min()) == (1, 1)
+    with pytest.raises(TypeError, match="^the gradient has rows of dtype float64, not integers$"):
+        rms.update_(table, rms.RowGrad(np.zeros(0), np.zeros((0, 2))), state)
+
+
+def test_the_module_of_a_framework_in_the_place_of_its_parameters():
+    module = type("Linear", (), {"__module__": "torch.nn.modules.linear", "parameters": lambda self: []})()
+    with pytest.raises(
+        TypeError, match=r"^the parameter is a Linear, not a numpy.ndarray; pass list\(x.parameters\(\)\)$"
+    ):
+        rms.init(module)

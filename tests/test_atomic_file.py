@@ -11,6 +11,7 @@ import threading
 import pytest
 from conftest import run_python
 
+from rmsprop_native import atomic_file
 from rmsprop_native.atomic_file import replacing
 
 
@@ -154,6 +155,55 @@ for path in ("folder/a", "folder/new", "b"):
     assert (folder / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"old"
     assert os.listdir(folder) == ["a"]
     folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["fchmod", "fsync"])
+def test_a_system_call_that_fails_is_an_error_of_the_file(tmp_path, name, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, name, fails)
+    with pytest.raises(OSError, match=rf"^\[Errno 28\] No space left on device: '{path}'$"):
+        write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [OSError("another"), FileNotFoundError(2, "No such file or directory", "/else/b")])
+def test_an_error_of_another_file_stays_as_it_is(tmp_path, error):
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "a"):  # noqa: PT011
+        raise error
+    assert caught.value is error
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(atomic_file.fcntl, "flock", fails)
+    write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_new_file_that_another_process_takes_for_a_stray(tmp_path, monkeypatch):
+    """Between its creation and its lock: another one is made."""
+    lock, removed = atomic_file.fcntl.flock, []
+
+    def removed_first(fd, how):
+        if not removed:
+            removed.extend(stray_names(tmp_path))
+            os.unlink(tmp_path / removed[0])
+        lock(fd, how)
+
+    monkeypatch.setattr(atomic_file.fcntl, "flock", removed_first)
+    write(tmp_path / "a", b"new")
+    assert len(removed) == 1
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 # ---- strays ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
@@ -14,7 +15,7 @@ import threadpoolctl
 from conftest import run_python
 
 import rmsprop_native as rms
-from rmsprop_native import _core
+from rmsprop_native import _core, runtime
 
 
 @pytest.mark.parametrize("name", ["sse9", "", "AVX2"])
@@ -112,3 +113,54 @@ print(caught[0].category.__name__, str(caught[0].message))
     )
     assert first.endswith(f"in use is {_core.isas()[0]!r}")
     assert second.startswith(f"{_core.isas()[0]} | the fastest one")
+
+
+# ---- other machines and builds than this one ----
+
+
+def test_the_headers_are_in_the_package():
+    assert {"rmsp.h", "rmsp_dtype.h"} <= set(os.listdir(rms.get_include()))
+
+
+def test_a_build_without_threads_has_one(monkeypatch):
+    monkeypatch.setattr(_core, "has_threads", lambda: False)
+    with pytest.raises(ValueError, match="^this build has no POSIX threads, so it has 1 thread only$"):
+        rms.set_num_threads(2)
+    rms.set_num_threads(1)
+    assert rms.num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("isas", "why"),
+    [
+        (
+            ("avx2", "avx512", "baseline"),
+            "the fastest one of this processor, on which avx512 gains nothing; it has no x",
+        ),
+        (("avx512", "avx2", "baseline"), "the fastest one of this processor; it has no x"),
+        (("baseline",), "the fastest one of this processor; it has no avx2, avx512, x"),
+    ],
+)
+def test_why_an_instruction_set_was_chosen(isas, why, monkeypatch):
+    monkeypatch.setattr(_core, "isas", lambda: isas)
+    monkeypatch.setattr(runtime, "_why_isa", runtime._FASTEST)
+    assert runtime._why(["baseline", "avx2", "avx512", "x"]) == why
+
+
+@pytest.mark.parametrize("text", [None, "processor\t: 0\n"], ids=["no file", "no name"])
+def test_the_processor_where_linux_does_not_say_its_model(text, monkeypatch):
+    def open_(path, **_):
+        if text is None:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return io.StringIO(text)
+
+    monkeypatch.setattr(runtime, "open", open_, raising=False)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert rms.show_config("dicts")["processor"] == platform.machine()
+    monkeypatch.setattr(platform, "processor", lambda: "a name")
+    assert rms.show_config("dicts")["processor"] == "a name"
+
+
+def test_the_affinity_where_the_system_has_none(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert rms.show_config("dicts")["affinity"] == "not known here"

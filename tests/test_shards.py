@@ -10,7 +10,7 @@ import pytest
 from conftest import check_alike, copied, small_tree
 
 import rmsprop_native as rms
-from rmsprop_native.checkpoint import manifest_of, write_content
+from rmsprop_native.checkpoint import manifest_of, values_of, write_content
 from rmsprop_native.content import Leaf, describe
 from rmsprop_native.shards import MANIFEST, Shard, name_of, write_manifest
 from rmsprop_native.tree import flatten
@@ -178,3 +178,20 @@ def test_a_folder_without_a_manifest(tmp_path):
         rms.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
         manifest_of(tmp_path)
+
+
+def test_a_manifest_that_is_too_large_is_not_read(tmp_path):
+    with open(tmp_path / MANIFEST, "wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ValueError, match=r"manifest.json: it is larger than 67108864 bytes$"):
+        rms.load(tmp_path)
+
+
+def test_values_of_the_wanted_shards_only(rng, tmp_path):
+    _, _, state = trained(rng)
+    save_in_parts(tmp_path, state, PARTS)
+    manifest = manifest_of(tmp_path)
+    shards = [shard for _, of_part in manifest.parts for shard in of_part]
+    for wanted in shards:
+        found = [shard for _, shard, _ in values_of(tmp_path, manifest, lambda shard, one=wanted: shard == one)]
+        assert found == [wanted] * len(manifest.content.buffers)

@@ -426,3 +426,10 @@ def test_keys_and_schedules_of_any_kind_can_be_pickled_and_only_plain_ones_saved
     assert again.options.lr(0) == 0.5
     with pytest.raises(ValueError, match=r"a key of the dict '' is frozenset\(\{1\}\): only str, int, bool, None"):
         state.state_dict()
+
+
+def test_given_overrides_of_the_wrong_kind_are_an_error_of_the_caller():
+    """And not one of what was saved."""
+    saved = rms.init(np.zeros(2)).state_dict()
+    with pytest.raises(TypeError, match="lr must be a number, got 'x'"):
+        rms.from_state_dict(saved, overrides={"*": {"lr": "x"}})

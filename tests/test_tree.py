@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -62,3 +64,43 @@ def test_other_parameters_than_those_of_init(tree, match):
 def test_empty_place_holds_no_gradient():
     with pytest.raises(ValueError, match="gradient 'b' is a int, its parameter is None"):
         list(flatten({"a": 1, "b": None})[1].leaves({"a": 1, "b": 2}))
+
+
+@dataclasses.dataclass
+class Layer:
+    w: object
+    b: object
+
+
+class Coded(dict):
+    """A dict whose items are given by its own code."""
+
+    def __getitem__(self, key):
+        raise KeyError("of its own")
+
+
+def test_what_goes_missing_while_it_is_walked():
+    """A field that was deleted; what the code of another container raises is its own."""
+    layer = Layer(1, 2)
+    del layer.b
+    with pytest.raises(ValueError, match="^gradient 'net.b' is missing$"):
+        list(flatten({"net": Layer(1, 2)})[1].leaves({"net": layer}))
+    with pytest.raises(KeyError, match="of its own"):
+        list(flatten({"a": 1})[1].leaves(Coded(a=1)))
+
+
+def test_containers_of_a_state_keep_their_arrays():
+    tree = flatten({"a": Layer(1, 2), "b": [3]})[1].unflatten(iter("pqr"), read_only=True)
+    assert tree["b"] == ("r",)
+    for change in (lambda: tree.update(a=1), lambda: tree.pop("a"), lambda: setattr(tree["a"], "w", 1)):
+        with pytest.raises(TypeError, match="the arrays of a state cannot be replaced"):
+            change()
+    with pytest.raises(TypeError, match="the arrays of a state cannot be removed"):
+        del tree["a"].w
+    for copied in (copy.copy(tree), pickle.loads(pickle.dumps(tree))):
+        assert type(copied) is dict
+        copied["a"] = 1
+    leaves, structure = flatten(tree)
+    assert leaves == ["p", "q", "r"]
+    assert list(structure.paths()) == ["a.w", "a.b", "b.0"]
+    assert list(structure.leaves({"a": Layer(4, 5), "b": [6]})) == [4, 5, 6]
