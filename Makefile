@@ -75,7 +75,9 @@ analyze: ## static analysis of the C library by gcc, and builds without each opt
 # One that is not there cannot be had by pip. Its packages are taken as wheels: NumPy takes minutes to compile.
 FREETHREADED ?= $(shell command -v python3.14t || command -v python3.13t)
 WITHOUT_GIL = build/freethreaded
-freethreaded: $(VENV)/build.group ## tests of threads on a CPython without GIL: FREETHREADED=python3.14t
+# Tests of the public API, of which those not marked thread_unsafe run in four threads at once.
+IN_THREADS = $(patsubst %,tests/test_%.py,functional optimizer options overrides plan presets reference runtime shards state step tree vectors)
+freethreaded: $(VENV)/build.group ## tests in many threads on a CPython without GIL: FREETHREADED=python3.14t
 	@test -n "$(FREETHREADED)" || { echo "make freethreaded: no python3.14t, no python3.13t here; FREETHREADED=... says where one is"; exit 1; }
 	$(FREETHREADED) -m venv $(WITHOUT_GIL)
 	$(WITHOUT_GIL)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade "pip>=25.1"
@@ -84,6 +86,7 @@ freethreaded: $(VENV)/build.group ## tests of threads on a CPython without GIL: 
 	  --config-settings=build-dir=$(WITHOUT_GIL)/build .
 	$(WITHOUT_GIL)/bin/python -W error -c 'import sys, rmsprop_native.__main__; assert not sys._is_gil_enabled()'
 	$(WITHOUT_GIL)/bin/python -m pytest -q -m threads tests/test_threads.py tests/test_adversarial_threads.py
+	$(WITHOUT_GIL)/bin/python -m pytest -q --parallel-threads=4 $(IN_THREADS)
 
 HARDENING = build/hardening
 # Of Debian: qemu-user, and for each machine gcc-MACHINE-linux-gnu and its libc6-dev-*-cross. QEMU's emulation of a
@@ -242,16 +245,17 @@ format: $(VENV)/lint.group ## write code the way lint wants it
 
 # Repaired for the oldest glibc that it runs with, without libgomp in it: the system's is the one that other libraries
 # use, and threads are our own.
-wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and wheel into dist/, check both, and try the wheel with NumPy alone
+wheel: $(VENV)/build.group $(VENV)/package.group ## build sdist and a wheel for PYTHON into dist/, check both, and try the wheel with NumPy alone
 	rm -rf dist build/wheel && mkdir -p build/wheel
 	git clone -q . build/wheel/source # what is committed, and no walk through .venv
 	$(BIN)/check-sdist --no-isolation --source-dir build/wheel/source
-	$(BIN)/python -m build --outdir build/wheel build/wheel/source
+	$(BIN)/python -m build --sdist --outdir build/wheel build/wheel/source
+	$(PYTHON) -m venv build/wheel/alone
+	build/wheel/alone/bin/python -m pip --disable-pip-version-check --quiet wheel --no-deps --wheel-dir build/wheel build/wheel/*.tar.gz
 	$(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
-	$(PYTHON) -m venv build/wheel/alone
 	build/wheel/alone/bin/python -m pip --disable-pip-version-check --quiet install dist/*.whl
 	build/wheel/alone/bin/python -I tests/alone.py
 	build/wheel/alone/bin/python -I -m rmsprop_native check

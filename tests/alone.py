@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
+import sysconfig
 
 import numpy as np
 
@@ -18,3 +20,6 @@ for _ in range(20):
 assert all(np.abs(array).max() < 0.2 for array in params.values()), params
 
 rms.bench(0)
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    assert not sys._is_gil_enabled(), "a module of the wheel turned the GIL on"

@@ -461,6 +461,48 @@ def test_child_forked_inside_a_step_is_refused_there_and_has_other_states():
     pair.check()
 
 
+def test_update_copies_a_dict_that_another_thread_orders_anew():
+    """Without a GIL the keys and the arrays of a dict may be of different moments, unless they are read at once."""
+    params = {"a": np.ones(2), "b": np.full(2, 2.0), "c": np.full(2, 3.0)}
+    expected = {key: array[0] for key, array in params.items()}
+    grads = {key: np.ones(2) for key in params}
+    state = rms.init(params)
+    seen = 0
+
+    def turn():
+        for key in expected:
+            params[key] = params.pop(key)
+
+    def step():
+        nonlocal seen
+        try:
+            new, _ = rms.update(params, grads, state, lr=0.0)
+        except (KeyError, ValueError):  # a key is missing just now
+            return
+        assert {key: array[0] for key, array in new.items()} == expected
+        seen += 1
+
+    race(step, turn, calls=10**5)
+    assert seen > 0
+
+
+def test_buffers_seen_while_other_ones_are_loaded():
+    """A state with a momentum buffer takes the place of one without: it is seen whole or not at all."""
+    params = np.ones(1000)
+    state = rms.init(params)
+    without, with_momentum = state.state_dict(), rms.init(params, momentum=0.9).state_dict()
+    with_momentum["arrays"]["momentum_buffer/0"][...] = 2.0
+    saved = itertools.cycle([with_momentum, without])
+    seen = set()
+
+    def look():
+        buffer = state.momentum_buffer
+        seen.add(None if buffer is None else tuple(np.unique(buffer)))
+
+    race(lambda: state.load_state_dict(next(saved)), look, look, calls=500)
+    assert seen <= {None, (2.0,)}
+
+
 def test_init_of_the_same_parameters_in_two_threads_beside_a_step():
     params = [np.ones((4, 3)) for _ in range(5)]
     state = rms.init(params)

@@ -51,6 +51,7 @@ def test_the_hashes_of_the_c_test_are_those_of_the_reference(name):
     assert total == expected, f"{total:016x}"
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.threads
 def test_this_installation_has_the_bits_and_goes_on_as_before():
     before = rms.isa(), _core.grain(), rms.num_threads()

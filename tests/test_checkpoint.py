@@ -330,6 +330,7 @@ def test_what_is_no_checkpoint(tmp_path):
 # ---- memory ----
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_memory(tmp_path, suffix, order):
@@ -359,6 +360,7 @@ def test_memory(tmp_path, suffix, order):
 # ---- progress ----
 
 
+@pytest.mark.thread_unsafe
 def test_progress(tmp_path, capsys, monkeypatch):
     state = rms.init(np.zeros(1 << 19), momentum=0.9)
     rms.save(tmp_path / "a.npz", state, progress=True)

@@ -93,6 +93,7 @@ def test_a_claim_without_leaves():
 # ---- run-time control ----
 
 
+@pytest.mark.thread_unsafe
 def test_the_grain_decides_whether_the_gil_is_released_and_not_the_bits(rng):
     param, grad = rng.standard_normal(1000), rng.standard_normal(1000)
     assert _core.grain() == 32 << 10
@@ -102,6 +103,7 @@ def test_the_grain_decides_whether_the_gil_is_released_and_not_the_bits(rng):
         stepped_alike(options_of(), [param.copy()], [grad])
 
 
+@pytest.mark.thread_unsafe
 def test_number_of_threads():
     before = _core.num_threads()
     assert 1 <= before <= _core.MAX_THREADS
@@ -110,6 +112,7 @@ def test_number_of_threads():
     assert [_core.set_num_threads(n) for n in (3, 5, 0)] == [0, 3, 5]  # what was allowed before
 
 
+@pytest.mark.thread_unsafe
 def test_use_isa_says_whether_there_is_one():
     names = _core.isas()
     assert _core.use_isa(names[-1]) is True

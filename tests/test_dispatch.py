@@ -46,6 +46,7 @@ def test_offered_is_what_the_processor_has():
         assert (_core.isas()[0] == "avx512") == ("avx512_vbmi2" in flags)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.parametrize("name", ISAS)
 def test_any_instruction_set_by_name(name):
     rms.use_isa(name)

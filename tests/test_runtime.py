@@ -30,6 +30,7 @@ def test_bad_number_of_threads(n, error):
         rms.set_num_threads(n)
 
 
+@pytest.mark.thread_unsafe
 @pytest.mark.skipif(not _core.has_threads(), reason="no POSIX threads here")
 def test_threads_follow_openmp_unless_set():
     code = "import rmsprop_native as rms; print(rms.num_threads())"

@@ -145,6 +145,7 @@ cdef object copy_tree(Node node, object tree):
     if node is None:
         return cnp.PyArray_NewCopy(tree, cnp.NPY_KEEPORDER) if type(tree) is np.ndarray else NotImplemented
     if type(tree) is dict:
+        tree = (<dict>tree).copy()  # at one moment: another thread may change it
         keys, values = tuple(tree), tuple((<dict>tree).values())
     elif type(tree) is list or type(tree) is tuple:
         keys, values = None, tuple(tree)
@@ -973,9 +974,9 @@ cdef class Plan:
                 leaf = grad[0][i] if k else param[0][i]
                 if Py_TYPE(<object>leaf) == NDARRAY:
                     continue
-                if TENSOR == NULL and is_instance_of(leaf, TORCH, TENSOR_NAME):
+                if c.rmsp_published(&TENSOR) == NULL and is_instance_of(leaf, TORCH, TENSOR_NAME):
                     self._hold(param, grad)
-                    find_tensors()
+                    find_tensors_once()
                 if is_tensor(leaf):
                     return True
         return False

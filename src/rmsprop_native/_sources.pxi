@@ -48,37 +48,39 @@ cdef str ML_DTYPES = "ml_dtypes", BFLOAT16 = "bfloat16"
 cdef int bfloat16_num = -1  # NumPy's number of ml_dtypes.bfloat16, once an array of it has been seen
 
 
-cdef PyObject *find_type(str module, str name) noexcept:
-    """The type `name` of a module, borrowed, or NULL. The module is not imported for it, and no Python code runs."""
+cdef object find_type(str module, str name):
+    """The type `name` of a module, or None. The module is not imported for it, and no Python code runs."""
     cdef PyObject *modules = PyImport_GetModuleDict()
-    cdef PyObject *found = PyDict_GetItemWithError(<object>modules, module) if PyDict_Check(modules) else NULL
-    if found == NULL or not PyModule_Check(found):
-        return NULL
-    found = PyDict_GetItemWithError(<object>PyModule_GetDict(found), name)
-    return found if found != NULL and PyType_Check(found) else NULL
+    cdef object found
+    if not PyDict_Check(modules):
+        return None
+    found = (<dict>modules).get(module)
+    if not PyModule_Check(<PyObject *>found):
+        return None
+    found = (<dict>PyModule_GetDict(<PyObject *>found)).get(name)
+    return found if PyType_Check(<PyObject *>found) else None
 
 
 cdef bint is_instance_of(PyObject *o, str module, str name) noexcept:
     """Whether an object is of the type `name` of a module, or of a subclass."""
-    cdef PyObject *found = find_type(module, name)
-    return found != NULL and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
+    cdef object found = find_type(module, name)
+    return found is not None and PyType_IsSubtype(Py_TYPE(<object>o), <PyTypeObject *>found)
 
 
 cdef int type_of_user_num(int num, PyObject *array) noexcept:
     """The type of an array of another package's dtype, or -1."""
-    global bfloat16_num
-    if num == bfloat16_num:
+    cdef int known = c.rmsp_load_int(&bfloat16_num)
+    if num == known:
         return c.RMSP_BF16
-    if bfloat16_num >= 0 or <PyObject *>typeobj_of(<cnp.ndarray>array) != find_type(ML_DTYPES, BFLOAT16):
+    if known >= 0 or <object>typeobj_of(<cnp.ndarray>array) is not find_type(ML_DTYPES, BFLOAT16):
         return -1
-    bfloat16_num = num
+    c.rmsp_store_int(&bfloat16_num, num)
     return c.RMSP_BF16
 
 
 cdef int learn_bfloat16() except -1:
     """Find the number of bfloat16 where no array of it need have been seen; ImportError without ml_dtypes."""
-    global bfloat16_num
-    bfloat16_num = bfloat16().num
+    c.rmsp_store_int(&bfloat16_num, bfloat16().num)
     return 0
 
 
@@ -88,7 +90,7 @@ cdef int num_of_type(int type) noexcept:
     if type == c.RMSP_LOW16:
         return cnp.NPY_UINT16
     if type == c.RMSP_BF16:
-        return bfloat16_num
+        return c.rmsp_load_int(&bfloat16_num)
     while type_of_num[num] != type:
         num += 1
     return num
@@ -158,8 +160,8 @@ cdef enum:
     DL_COMPLEX = 5
     MAX_NDIM = 64
 
-cdef PyTypeObject *TENSOR = NULL  # torch.Tensor and torch.nn.Parameter, once a tensor has been seen
-cdef PyTypeObject *PARAMETER = NULL
+cdef void *TENSOR = NULL  # torch.Tensor, once a tensor has been seen; published after what else is learned then:
+cdef PyTypeObject *PARAMETER = NULL  # torch.nn.Parameter
 cdef int (*describe_by_table)(void *tensor, DLTensor *out) noexcept
 describe_by_table = NULL  # stays so where torch is too old to have the table: tensors are seen as ndarrays then
 cdef tuple ask_tensor = ()  # torch.Tensor.is_conj, torch.Tensor.is_neg
@@ -168,12 +170,13 @@ cdef object FINDING = threading.RLock()  # they are learned by one thread, once
 
 
 cdef inline bint is_tensor(PyObject *o) noexcept:
-    return TENSOR != NULL and (Py_TYPE(<object>o) == TENSOR or Py_TYPE(<object>o) == PARAMETER)
+    cdef PyTypeObject *tensor = <PyTypeObject *>c.rmsp_published(&TENSOR)
+    return tensor != NULL and (Py_TYPE(<object>o) == tensor or Py_TYPE(<object>o) == PARAMETER)
 
 
 cdef int find_tensors(bint with_table=True) except -1:
     """Learn what torch.Tensor is; torch has been imported."""
-    global TENSOR, PARAMETER, describe_by_table, ask_tensor, increment_version
+    global PARAMETER, describe_by_table, ask_tensor, increment_version
     import torch
     cdef DLPackExchangeAPI *table
     cdef int (*found)(void *tensor, DLTensor *out) noexcept
@@ -188,7 +191,17 @@ cdef int find_tensors(bint with_table=True) except -1:
     increment_version = torch.autograd.graph.increment_version
     Py_INCREF(torch.Tensor)  # types that are pointed to stay
     Py_INCREF(torch.nn.Parameter)
-    TENSOR, PARAMETER = <PyTypeObject *>torch.Tensor, <PyTypeObject *>torch.nn.Parameter
+    PARAMETER = <PyTypeObject *>torch.nn.Parameter
+    c.rmsp_publish(&TENSOR, <void *>torch.Tensor)
+    return 0
+
+
+cdef int find_tensors_once() except -1:
+    """`find_tensors` where no thread has done so; others wait for it."""
+    if c.rmsp_published(&TENSOR) == NULL:
+        with FINDING:
+            if c.rmsp_published(&TENSOR) == NULL:
+                find_tensors()
     return 0
 
 
@@ -284,10 +297,8 @@ cdef object find_torch():
 
 cdef bint find_if_tensor(PyObject *o) except -1:
     """Whether an object is a tensor proper; what that is may be learned now."""
-    if TENSOR == NULL and is_instance_of(o, TORCH, TENSOR_NAME):
-        with FINDING:
-            if TENSOR == NULL:
-                find_tensors()
+    if c.rmsp_published(&TENSOR) == NULL and is_instance_of(o, TORCH, TENSOR_NAME):
+        find_tensors_once()
     return is_tensor(o)
 
 
@@ -298,8 +309,7 @@ def is_torch_tensor(object leaf):
 
 def find_bfloat16():
     """Whether bfloat16 tensors can be described: by torch's table of functions, or with ml_dtypes."""
-    if TENSOR == NULL:
-        find_tensors()
+    find_tensors_once()
     if describe_by_table != NULL:
         return True
     try:

@@ -21,6 +21,10 @@ cdef extern from "rmsp_dtype.h" nogil:
 cdef extern from "rmsp_atomic.h" nogil:
     bint rmsp_try_lock(int *flag) noexcept
     void rmsp_unlock(int *flag) noexcept
+    int rmsp_load_int(const int *p) noexcept
+    void rmsp_store_int(int *p, int value) noexcept
+    void rmsp_publish(void **p, void *value) noexcept
+    void *rmsp_published(void *const *p) noexcept
     int64_t rmsp_load_int64(const int64_t *p) noexcept
     void rmsp_store_int64(int64_t *p, int64_t value) noexcept
 

@@ -238,9 +238,10 @@ class State(PlanOwner):
             return arrays
 
     def _tree(self, name: str) -> Any:
-        if name not in self._plan.names:
+        plan = self._plan  # one: another thread may load other values, with buffers of other names
+        if name not in plan.names:
             return None
-        buffers = self._seen(self._plan.arrays(name))
+        buffers = self._seen(plan.arrays(name))
         return self._structure.unflatten(iter(buffers), read_only=True)
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
