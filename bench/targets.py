@@ -207,7 +207,7 @@ def of_the_rest(runs: Runs) -> Iterator[Row]:
         for who, undisturbed in (("ours", "ours between those"), ("theirs", "theirs alone")) if run else ():
             value = over(run["medians"], who, undisturbed)
             yield ratio(f"beside busy {what}: {who}", "<= 1.10x of undisturbed", value, most=1.10)
-    for kind, what, unit, scale, most in (("import", "over numpy", "ms", 1e3, 15), ("wheel", "", "kB", 1e-3, 500)):
+    for kind, what, unit, scale, most in (("import", "over numpy", "ms", 1e3, 15), ("wheel", "", "kB", 1e-3, 450)):
         run = find(runs, kind=kind)
         if run:
             value = run["medians"][kind] * scale

@@ -111,6 +111,20 @@ def disassembly():
     return dict(zip(functions[1::2], functions[2::2], strict=True))
 
 
+def code_of(isa, dtype, variant, disassembly):
+    """The instructions of a kernel, or of the one that it leaves all to: of x86-64, the baseline has one loop for the
+    rates of a structure, and AVX-512 steps most rates as AVX2 does.
+    """
+    name = f"rmsp_{isa}_{dtype}_step_{variant}"
+    code = disassembly[name]
+    if not re.search("sqrt", code):
+        jump = re.search(r"\sjmp\s.*", code)[0]
+        other = re.search(r"<(.*)>", jump)
+        code = disassembly[other[1] if other and other[1] in disassembly else name.replace("avx512", "avx2")]
+        assert isa == "baseline" or (isa == "avx512" and "*" in jump)
+    return code
+
+
 # The loops that read numbers of each element.
 EACH = [
     *[name + "_lr_each" for name in VARIANTS],
@@ -135,8 +149,9 @@ def test_every_loop_is_known(disassembly):
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_loop_is_vectorised(isa, dtype, variant, disassembly):
     """Scalar square roots cost 8x, and no other test would fail."""
-    code = disassembly[f"rmsp_{isa}_{dtype}_step_{variant}"]
-    assert re.search(packed_square_root(isa, dtype), code)
+    code = code_of(isa, dtype, variant, disassembly)
+    is_of_avx2 = isa == "avx512" and variant in EACH and not variant.endswith("_neutral")
+    assert re.search(packed_square_root("avx2" if is_of_avx2 else isa, dtype), code)
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads the assembly language of x86")
@@ -151,7 +166,8 @@ def test_every_array_is_read_once(isa, dtype, variant, disassembly):
     first = re.search(r"\sj[a-z]+\s+([0-9a-f]+)", lines[end])[1]
     start = next(i for i, line in enumerate(lines) if line.split(":")[0].strip() == first)
     assert start < root
-    loads = [line for line in lines[start:end] if re.search(r"\(%r(?!sp)[^)]*\),", line)]
+    stack = r"%rsp|-0x[0-9a-f]+\(%rbp\)"  # coefficients for which there is no register
+    loads = [line for line in lines[start:end] if re.search(r"\(%r[^)]*\),", line) and not re.search(stack, line)]
     options = options_of(VARIANTS[variant.removesuffix("_neutral")])
     few_registers = (
         ISAS[isa].vector_bytes < 64 and variant_of(options).l2

@@ -129,7 +129,8 @@ static inline int rmsp_general_variant(int variant) { return variant % RMSP_STRU
 typedef struct rmsp_numbers {
     const void *coef; /* the others: a rmsp_coef_f32 or a rmsp_coef_f64 */
     const double *lr, *rho, *momentum, *eps_outside, *eps_inside;
-    double decay; /* that of the group */
+    double decay; /* those of the group */
+    int l2, nesterov, lr_outside;
 } rmsp_numbers;
 
 /* One fused pass over n elements of contiguous arrays of one dtype. `numbers` is a rmsp_coef_f32 or a rmsp_coef_f64, or
@@ -169,34 +170,28 @@ typedef enum { RMSP_PARAM_F32, RMSP_PARAM_ROUNDED, RMSP_PARAM_SPLIT, RMSP_PARAM_
 #define RMSP_BF16_STORAGE(param, grad16, avg16) ((int)(param) * 4 + (grad16) * 2 + (avg16))
 #define RMSP_BF16_STORAGE_COUNT (RMSP_PARAM_STORAGES * 4)
 
-/* Their variants: X(storage, param, grad16, avg16, name, momentum, centered, l2, neutral), in the order of
- * rmsp_bf16_variant. A neutral one pays where there is no other state. */
-#define RMSP_BF16_VARIANTS(X, storage, param, grad16, avg16)                                \
-    X(storage, param, grad16, avg16, plain, RMSP_MOMENTUM_NONE, 0, 0, 0)                    \
-    X(storage, param, grad16, avg16, plain_l2, RMSP_MOMENTUM_NONE, 0, 1, 0)                 \
-    X(storage, param, grad16, avg16, centered, RMSP_MOMENTUM_NONE, 1, 0, 0)                 \
-    X(storage, param, grad16, avg16, centered_l2, RMSP_MOMENTUM_NONE, 1, 1, 0)              \
-    X(storage, param, grad16, avg16, momentum, RMSP_MOMENTUM_CLASSIC, 0, 0, 0)              \
-    X(storage, param, grad16, avg16, momentum_l2, RMSP_MOMENTUM_CLASSIC, 0, 1, 0)           \
-    X(storage, param, grad16, avg16, momentum_centered, RMSP_MOMENTUM_CLASSIC, 1, 0, 0)     \
-    X(storage, param, grad16, avg16, momentum_centered_l2, RMSP_MOMENTUM_CLASSIC, 1, 1, 0)  \
-    X(storage, param, grad16, avg16, nesterov, RMSP_MOMENTUM_NESTEROV, 0, 0, 0)             \
-    X(storage, param, grad16, avg16, nesterov_l2, RMSP_MOMENTUM_NESTEROV, 0, 1, 0)          \
-    X(storage, param, grad16, avg16, nesterov_centered, RMSP_MOMENTUM_NESTEROV, 1, 0, 0)    \
-    X(storage, param, grad16, avg16, nesterov_centered_l2, RMSP_MOMENTUM_NESTEROV, 1, 1, 0) \
-    X(storage, param, grad16, avg16, plain_neutral, RMSP_MOMENTUM_NONE, 0, 0, 1)
-#define RMSP_BF16_VARIANT_COUNT (RMSP_STRUCTURE_COUNT + 1)
-static inline int rmsp_bf16_variant(int variant)
+/* The kernels of a set: X(storage, param, grad16, avg16, name, has_momentum, centered, neutral), in the order of
+ * rmsp_bf16_kernel. Weight decay and Nesterov's form are chosen for each piece, since most of the code converts. A
+ * neutral one pays where there is no other state. */
+#define RMSP_BF16_KERNELS(X, storage, param, grad16, avg16)      \
+    X(storage, param, grad16, avg16, plain, 0, 0, 0)             \
+    X(storage, param, grad16, avg16, centered, 0, 1, 0)          \
+    X(storage, param, grad16, avg16, momentum, 1, 0, 0)          \
+    X(storage, param, grad16, avg16, momentum_centered, 1, 1, 0) \
+    X(storage, param, grad16, avg16, plain_neutral, 0, 0, 1)
+#define RMSP_BF16_KERNEL_COUNT 5
+static inline int rmsp_bf16_kernel(int variant)
 {
-    return variant == RMSP_VARIANT_plain_neutral ? RMSP_STRUCTURE_COUNT : variant % RMSP_STRUCTURE_COUNT;
+    const int structure = variant % RMSP_STRUCTURE_COUNT;
+    return variant == RMSP_VARIANT_plain_neutral ? 4 : 2 * (structure >= RMSP_VARIANT_momentum) + structure / 2 % 2;
 }
 
 /* One fused pass over n elements, a multiple of RMSP_PIECE, in C order of their leaf; `low` are the lower halves of a
  * split parameter. Random bits are those of the pairs from `word` on in a stream (rmsp_storage.h). */
 #define RMSP_PIECE 32
 typedef void rmsp_bf16_fn(size_t n, void *param, uint16_t *low, const void *grad, void *square_avg,
-                          float *momentum_buffer, float *grad_avg, const rmsp_coef_f32 *coef, uint32_t stream,
-                          uint32_t word);
+                          float *momentum_buffer, float *grad_avg, int variant, const rmsp_coef_f32 *coef,
+                          uint32_t stream, uint32_t word);
 
 /* n elements from bfloat16 to float32 exactly, and back by stochastic rounding, with 16 random bits each; of and to two
  * halves; and the random bits of elements `first` and those after it in a stream. */

@@ -70,18 +70,39 @@ static RMSP_ALWAYS_INLINE void FUNCTION(split_piece)(const int by_words, const f
     }
 }
 
+/* The step of a piece, over float32 arrays none of which overlap. */
+static RMSP_ALWAYS_INLINE void FUNCTION(step_piece)(const rmsp_momentum momentum, const int centered, const int l2,
+                                                    const int neutral, const rmsp_coef_f32 c, float *restrict param,
+                                                    const float *restrict grad, float *restrict square_avg,
+                                                    float *restrict momentum_buffer, float *restrict grad_avg)
+{
+    const int nesterov = momentum == RMSP_MOMENTUM_NESTEROV;
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC ivdep
+#endif
+    for (size_t i = 0; i < PIECE; i++) {
+#define T float
+#define SQRT sqrtf
+#define AT(array) array[i]
+#include "rmsp_formula.inc.h"
+#undef AT
+#undef SQRT
+#undef T
+    }
+}
+
 /* `param`, `grad16` and `avg16` say how they are stored, and are constants in every instance, as the others are. n is a
  * multiple of PIECE; the random bits are those of pair `word` of the stream and the pairs behind it. */
 static RMSP_ALWAYS_INLINE void
-FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, const int avg16,
-                    const rmsp_momentum momentum, const int centered, const int l2, const int neutral, const size_t n,
-                    void *restrict param, uint16_t *restrict low, const void *restrict grad, void *restrict square_avg,
-                    float *restrict momentum_buffer, float *restrict grad_avg, const rmsp_coef_f32 *const coef,
-                    const uint32_t stream, const uint32_t word)
+FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, const int avg16, const int has_momentum,
+                    const int centered, const int neutral, const size_t n, void *restrict param, uint16_t *restrict low,
+                    const void *restrict grad, void *restrict square_avg, float *restrict momentum_buffer,
+                    float *restrict grad_avg, const int variant, const rmsp_coef_f32 *const coef, const uint32_t stream,
+                    const uint32_t word)
 {
     const rmsp_coef_f32 c = *coef;
-    const int by_words =
-        param_storage != RMSP_PARAM_F32 && grad16 && avg16 && momentum == RMSP_MOMENTUM_NONE && !centered;
+    const int l2 = variant % 2, nesterov = variant % RMSP_STRUCTURE_COUNT >= RMSP_VARIANT_nesterov;
+    const int by_words = param_storage != RMSP_PARAM_F32 && grad16 && avg16 && !has_momentum && !centered;
     uint32_t start = stream + word * RMSP_WORD_STEP;
 
     for (size_t i = 0; i < n; i += PIECE) {
@@ -101,26 +122,26 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
         if (grad16) FUNCTION(read_piece)(by_words, (const uint16_t *)grad + i, wide_grad);
         if (avg16) FUNCTION(read_piece)(by_words, (const uint16_t *)square_avg + i, wide_avg);
 
-        for (size_t k = 0; k < PIECE; k++)
-#define T float
-#define SQRT sqrtf
-#define AT(array) AT_##array
-#define AT_param params[k]
-#define AT_grad grads[k]
-#define AT_square_avg means[k]
-#define AT_momentum_buffer momentum_buffer[i + k]
-#define AT_grad_avg grad_avg[i + k]
-#include "rmsp_formula.inc.h"
-#undef AT_param
-#undef AT_grad
-#undef AT_square_avg
-#undef AT_momentum_buffer
-#undef AT_grad_avg
-#undef AT
-#undef SQRT
-#undef T
+#define STEP(momentum, l2, neutral) \
+    FUNCTION(step_piece)(momentum, centered, l2, neutral, c, params, grads, means, momentum_buffer + i, grad_avg + i)
+        if (neutral) {
+            STEP(RMSP_MOMENTUM_NONE, 0, 1);
+        } else if (!has_momentum && l2) {
+            STEP(RMSP_MOMENTUM_NONE, 1, 0);
+        } else if (!has_momentum) {
+            STEP(RMSP_MOMENTUM_NONE, 0, 0);
+        } else if (nesterov && l2) {
+            STEP(RMSP_MOMENTUM_NESTEROV, 1, 0);
+        } else if (nesterov) {
+            STEP(RMSP_MOMENTUM_NESTEROV, 0, 0);
+        } else if (l2) {
+            STEP(RMSP_MOMENTUM_CLASSIC, 1, 0);
+        } else {
+            STEP(RMSP_MOMENTUM_CLASSIC, 0, 0);
+        }
+#undef STEP
 
-            if (avg16) FUNCTION(round_piece)(by_words, wide_avg, pairs, (uint16_t *)square_avg + i);
+        if (avg16) FUNCTION(round_piece)(by_words, wide_avg, pairs, (uint16_t *)square_avg + i);
         if (param_storage == RMSP_PARAM_ROUNDED) {
             for (int k = 0; k < HALF; k++) pairs[k] = rmsp_swap_bytes(pairs[k]);
             FUNCTION(round_piece)(by_words, wide_param, pairs, param16);
@@ -129,18 +150,18 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
     }
 }
 
-#define RMSP_DEFINE(storage, param_storage, grad16, avg16, variant, momentum, centered, l2, neutral)                  \
-    static void RMSP_GLUE(rmsp_, RMSP_ISA, _##storage##_##variant)(                                                   \
+#define RMSP_DEFINE(storage, param_storage, grad16, avg16, kernel, momentum, centered, neutral)                       \
+    static void RMSP_GLUE(rmsp_, RMSP_ISA, _##storage##_##kernel)(                                                    \
         size_t n, void *restrict param, uint16_t *restrict low, const void *restrict grad, void *restrict square_avg, \
-        float *restrict momentum_buffer, float *restrict grad_avg, const rmsp_coef_f32 *coef, uint32_t stream,        \
-        uint32_t word)                                                                                                \
+        float *restrict momentum_buffer, float *restrict grad_avg, int variant, const rmsp_coef_f32 *coef,            \
+        uint32_t stream, uint32_t word)                                                                               \
     {                                                                                                                 \
         FUNCTION(step_bf16)                                                                                           \
-        (param_storage, grad16, avg16, momentum, centered, l2, neutral, n, param, low, grad, square_avg,              \
-         momentum_buffer, grad_avg, coef, stream, word);                                                              \
+        (param_storage, grad16, avg16, momentum, centered, neutral, n, param, low, grad, square_avg, momentum_buffer, \
+         grad_avg, variant, coef, stream, word);                                                                      \
     }
-#define RMSP_DEFINE_ALL(storage, p, g, v) RMSP_BF16_VARIANTS(RMSP_DEFINE, storage, p, g, v)
-#if !defined(RMSP_WITHOUT_BF16_KERNELS)
+#define RMSP_DEFINE_ALL(storage, p, g, v) RMSP_BF16_KERNELS(RMSP_DEFINE, storage, p, g, v)
+#if !defined(RMSP_FEW_KERNELS)
 RMSP_BF16_STORAGES(RMSP_DEFINE_ALL)
 #endif
 #undef RMSP_DEFINE_ALL

@@ -34,7 +34,7 @@
     if (momentum != RMSP_MOMENTUM_NONE) {
         const T b = c.momentum * AT(momentum_buffer) + u;
         AT(momentum_buffer) = b;
-        u = momentum == RMSP_MOMENTUM_NESTEROV ? u + c.momentum * b : b;
+        u = nesterov ? u + c.momentum * b : b;
     }
     AT(square_avg) = v;
     AT(param) = (neutral ? p : c.shrink * p) - (neutral && momentum == RMSP_MOMENTUM_NONE ? u : c.lr_out * u);

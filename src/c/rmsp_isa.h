@@ -22,7 +22,7 @@ typedef struct rmsp_isa {
     rmsp_sumsq_fn *sumsq[RMSP_DTYPE_COUNT]; /* for norms */
     rmsp_lerp_fn *lerp[RMSP_DTYPE_COUNT];   /* for averaged weights and summed gradients */
     rmsp_nonfinite_fn *nonfinite[RMSP_DTYPE_COUNT];
-    rmsp_bf16_fn *bf16[RMSP_BF16_STORAGE_COUNT][RMSP_BF16_VARIANT_COUNT]; /* NULL where there is none */
+    rmsp_bf16_fn *bf16[RMSP_BF16_STORAGE_COUNT][RMSP_BF16_KERNEL_COUNT]; /* NULL where there is none */
     rmsp_widen_fn *widen;
     rmsp_narrow_fn *narrow;
     rmsp_join_fn *join;

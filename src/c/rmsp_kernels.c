@@ -21,15 +21,34 @@
 #define RMSP_STRING_(x) #x
 #define RMSP_STRING(x) RMSP_STRING_(x)
 
+/* For machines that hardly exist any more: without bfloat16 kernels, and without a kernel for each form of rates of
+ * elements. */
+#if defined(RMSP_FEW_KERNELS)
+#define RMSP_HAS_FEW_KERNELS 1
+#else
+#define RMSP_HAS_FEW_KERNELS 0
+#endif
+
+/* With AVX-512 most rates of elements, which are doubles to be read and converted, are stepped by the kernels of AVX2,
+ * as fast. */
+extern const rmsp_isa rmsp_isa_baseline, rmsp_isa_avx2;
+#if defined(RMSP_RATES_OF_AVX2)
+#define RMSP_HAS_RATES_OF_AVX2 1
+#else
+#define RMSP_HAS_RATES_OF_AVX2 0
+#endif
+
 #define T float
 #define SQRT sqrtf
 #define COEF rmsp_coef_f32
+#define DTYPE RMSP_F32
 #define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f32_##x)
 #include "rmsp_kernel.inc.h"
 
 #define T double
 #define SQRT sqrt
 #define COEF rmsp_coef_f64
+#define DTYPE RMSP_F64
 #define NAME(x) RMSP_GLUE(rmsp_, RMSP_ISA, _f64_##x)
 #include "rmsp_kernel.inc.h"
 
@@ -38,8 +57,8 @@
 #define SYMBOL(set, x) RMSP_GLUE(rmsp_, RMSP_ISA, _##set##_##x)
 #define F32_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f32, step_##variant),
 #define F64_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f64, step_##variant),
-#define BF16_STEP(storage, p, g, v, variant, momentum, centered, l2, neutral) SYMBOL(storage, variant),
-#define BF16_STEPS(storage, p, g, v) [RMSP_BF16_STORAGE(p, g, v)] = {RMSP_BF16_VARIANTS(BF16_STEP, storage, p, g, v)},
+#define BF16_STEP(storage, p, g, v, kernel, has_momentum, centered, neutral) SYMBOL(storage, kernel),
+#define BF16_STEPS(storage, p, g, v) [RMSP_BF16_STORAGE(p, g, v)] = {RMSP_BF16_KERNELS(BF16_STEP, storage, p, g, v)},
 #define STEPS(name, NAME, type, coef, code) {RMSP_VARIANTS(NAME##_STEP)},
 #define SUMSQ(name, NAME, type, coef, code) SYMBOL(name, sumsq),
 #define LERP(name, NAME, type, coef, code) SYMBOL(name, lerp),
@@ -51,7 +70,7 @@ const rmsp_isa RMSP_GLUE(rmsp_isa_, RMSP_ISA, ) = {
     {RMSP_DTYPES(SUMSQ)},
     {RMSP_DTYPES(LERP)},
     {RMSP_DTYPES(NONFINITE)},
-#if defined(RMSP_WITHOUT_BF16_KERNELS)
+#if defined(RMSP_FEW_KERNELS)
     {{NULL}},
 #else
     {RMSP_BF16_STORAGES(BF16_STEPS)},

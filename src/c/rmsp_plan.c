@@ -96,7 +96,12 @@ static inline void advance(void *array[RMSP_ARRAY_COUNT], size_t n, size_t size)
 /* n elements that have a learning rate each. */
 static void step_lr_each(size_t n, void *const array[RMSP_ARRAY_COUNT], rates_context *c, const double *lrs)
 {
-    const rmsp_numbers numbers = {.coef = rmsp_coef_of(&c->group, (int)c->dtype), .lr = lrs, .decay = c->group.decay};
+    const rmsp_numbers numbers = {.coef = rmsp_coef_of(&c->group, (int)c->dtype),
+                                  .lr = lrs,
+                                  .decay = c->group.decay,
+                                  .l2 = c->group.l2,
+                                  .nesterov = c->group.momentum == RMSP_MOMENTUM_NESTEROV,
+                                  .lr_outside = c->group.lr_outside};
     c->block.step = c->isa->step[c->dtype][rmsp_lr_variant(&c->group)];
     c->block.numbers = &numbers;
     step_block(n, array, &c->block);
@@ -186,6 +191,7 @@ typedef struct bf16_context {
     const rmsp_isa *isa;
     const rmsp_leaf *leaf;
     rmsp_bf16_fn *kernel; /* or NULL */
+    int variant;
     uint32_t stream;
     size_t first; /* the element of the whole leaf at which this block, or `order`, begins */
     const rmsp_layout *order;
@@ -245,7 +251,7 @@ static void step_bf16_dense(size_t n, void *const array[RMSP_ARRAY_COUNT], bf16_
         if (c->kernel != NULL && c->first % 2 == 0 && n - done >= RMSP_PIECE) {
             count = (n - done) / RMSP_PIECE * RMSP_PIECE;
             c->kernel(count, rest[RMSP_PARAM], rest[RMSP_LOW_HALF], rest[RMSP_GRAD], rest[RMSP_SQUARE_AVG],
-                      rest[RMSP_MOMENTUM_BUFFER], rest[RMSP_GRAD_AVG], c->block->numbers, c->stream,
+                      rest[RMSP_MOMENTUM_BUFFER], rest[RMSP_GRAD_AVG], c->variant, c->block->numbers, c->stream,
                       (uint32_t)(c->first / 2));
         } else {
             count = n - done < RMSP_BLOCK ? n - done : RMSP_BLOCK;
@@ -408,7 +414,8 @@ static void run_extra(const run_context *run, const rmsp_leaf *leaf, size_t row,
                                has_rates ? &with_rates.rates : NULL,
                                run->isa,
                                leaf,
-                               has_kernel ? run->isa->bf16[storage][rmsp_bf16_variant(group->variant)] : NULL,
+                               has_kernel ? run->isa->bf16[storage][rmsp_bf16_kernel(group->variant)] : NULL,
+                               group->variant,
                                rmsp_stream(run->plan->rules.seed, (uint64_t)(run->plan->counts->steps - extra->behind),
                                            (uint64_t)origin.leaf),
                                (size_t)origin.element + first,

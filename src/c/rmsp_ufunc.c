@@ -174,9 +174,13 @@ static void step_blocks(const operands *o, const rmsp_ufunc *ufunc, size_t n, in
                             ? NULL
                             : numbers_of_block(o, k, start, count, !is_in_place, blocks[k]);
         }
-        const rmsp_numbers numbers = {
-            rmsp_coef_of(&group, dtype), number[LR], number[RHO], number[MOMENTUM], number[EPS_OUTSIDE],
-            number[EPS_INSIDE],          0};
+        const rmsp_numbers numbers = {.coef = rmsp_coef_of(&group, dtype),
+                                      .lr = number[LR],
+                                      .rho = number[RHO],
+                                      .momentum = number[MOMENTUM],
+                                      .eps_outside = number[EPS_OUTSIDE],
+                                      .eps_inside = number[EPS_INSIDE],
+                                      .lr_outside = ufunc->momentum};
         for (int k = 0; k < RMSP_STEP_ARRAYS; k++) {
             array[k] = is_in_place && o->in[k] != NULL ? o->in[k] + start * size : (char *)memory[k];
             if (is_in_place || o->in[k] == NULL) continue;

@@ -64,7 +64,7 @@ static void test_every_kernel_is_there(void)
         CHECK(isa->random != NULL);
         for (int storage = 0; storage < RMSP_BF16_STORAGE_COUNT; storage++) { /* all variants of a set, or none */
             rmsp_bf16_fn *const *const kernels = isa->bf16[storage];
-            for (int k = 1; k < RMSP_BF16_VARIANT_COUNT; k++) CHECK((kernels[k] != NULL) == (kernels[0] != NULL));
+            for (int k = 1; k < RMSP_BF16_KERNEL_COUNT; k++) CHECK((kernels[k] != NULL) == (kernels[0] != NULL));
         }
         CHECK(isa->bf16[0][0] == NULL); /* all float32: the ordinary kernels */
     }
