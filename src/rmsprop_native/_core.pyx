@@ -204,7 +204,7 @@ def set_grain(size_t n):
 
 def isas():
     """The instruction sets of this machine that are compiled in, best first."""
-    return tuple(c.rmsp_isa_name(i).decode() for i in range(c.rmsp_isa_count()))
+    return tuple([c.rmsp_isa_name(i).decode() for i in range(c.rmsp_isa_count())])
 
 
 def isa():

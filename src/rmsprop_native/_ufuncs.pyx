@@ -41,7 +41,7 @@ cdef cnp.PyUFuncGenericFunction ufunc_loops[MAX_DTYPES]
 cdef c.rmsp_ufunc ufunc_specs[UFUNC_COUNT][MAX_DTYPES]
 cdef void *ufunc_data[UFUNC_COUNT][MAX_DTYPES]
 cdef char ufunc_types[UFUNC_COUNT][MAX_DTYPES * MAX_OPERANDS]
-cdef bytes ufunc_names = b"".join(name.encode().ljust(32, b"\0") for name in UFUNCS)
+cdef bytes ufunc_names = b"".join([name.encode().ljust(32, b"\0") for name in UFUNCS])
 cdef int type_nums[MAX_DTYPES]
 
 
