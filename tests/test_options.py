@@ -16,7 +16,7 @@ import pytest
 from conftest import Schedule
 
 import rmsprop_native as rms
-from rmsprop_native import Options, reference
+from rmsprop_native import Options, arrays, reference
 from rmsprop_native.options import OVERRIDABLE, check_number, check_option
 
 INF, NAN = math.inf, math.nan
@@ -56,6 +56,16 @@ def test_numbers_of_the_wrong_kind(name, value):
     value = value if value is not type or name != "lr" else object()  # a class is callable, so it may be a schedule
     with pytest.raises(TypeError, match=f"^{name} must be a number, got "):
         Options(**{name: value})
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_none_where_there_must_be_a_number(name):
+    default = Options.__dataclass_fields__[name].default
+    if default is None:
+        assert getattr(Options(**{name: None}), name) is None
+    else:
+        with pytest.raises(TypeError, match=f"^{name} must be a number, got None"):
+            Options(**{name: None})
 
 
 TOO_LARGE = {
@@ -113,6 +123,7 @@ def test_a_0d_array_is_converted_at_once():
 def test_check_number():
     assert check_number("grad_scale", -2) == -2.0
     assert check_number("lr", Fraction(1, 4), 0.0) == 0.25
+    assert check_number("lr", 0, 0.0) == 0.0
     with pytest.raises(ValueError, match=r"^grad_scale must be finite, got nan"):
         check_number("grad_scale", NAN)
     with pytest.raises(TypeError, match=r"^grad_scale must be a number, got array\(\[1., 1.\]\)"):
@@ -173,7 +184,19 @@ def test_options_by_position():
         with pytest.raises(TypeError, match=f"^options are given by name, as in {example}: got 0.5 by position$"):
             call(0.5)
     assert list(inspect.signature(rms.init).parameters) == ["params", "preset", "overrides", "options"]
-    assert list(inspect.signature(Options).parameters) == [option.name for option in fields(Options)]
+    parameters = inspect.signature(Options).parameters
+    assert list(parameters) == [option.name for option in fields(Options)]
+    assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_defaults():
+    assert {option.name: option.default for option in fields(Options)} == {
+        "lr": 1e-3, "rho": 0.9, "eps": 1e-8, "eps_inside_sqrt": False, "momentum": 0.0, "nesterov": False,
+        "lr_in_momentum": False, "centered": False, "bias_correction": False, "initial_square_avg": 0.0,
+        "weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "clip_value": None, "clip_norm": None,
+        "clip_global_norm": None, "accumulate": 1, "ema": None, "on_nonfinite": "propagate", "square_avg_dtype": None,
+        "master_weights": True, "seed": 0,
+    }  # fmt: skip
 
 
 def test_each_option_declares_what_it_may_be():
@@ -209,7 +232,26 @@ def test_options_are_frozen_and_show_what_was_chosen():
     options = Options(lr=0.5, momentum=0.9)
     with pytest.raises(AttributeError):
         options.lr = 1.0
+    assert not hasattr(options, "__dict__")  # so that there is no other attribute either
     assert repr(options) == "Options(lr=0.5, rho=0.9, momentum=0.9)"
+
+
+BUFFERS = {
+    "grad_sum": ({"accumulate": 2}, {"accumulate": 1}),
+    "momentum_buffer": ({"momentum": 1e-300}, {"momentum": 0.0}),
+    "grad_avg": ({"centered": True}, {"centered": False}),
+    "ema": ({"ema": 0.0}, {"ema": None}),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_the_arrays_that_options_need(name):
+    needed, not_needed = (Options(**options) for options in BUFFERS[name])
+    assert needed.buffers == ("square_avg", name)
+    assert not_needed.buffers == ("square_avg",)
+    for dtypes, has_halves in (([np.dtype(np.float32)], False), ([np.dtype("f4"), arrays.bfloat16()], True)):
+        assert needed.buffers_for(dtypes) == needed.buffers + ("low_half",) * has_halves
+    assert Options(master_weights=False).buffers_for([arrays.bfloat16()]) == ("square_avg",)
 
 
 @pytest.mark.parametrize("changes", [{"momentum": 0.0}, {"centered": True}])
