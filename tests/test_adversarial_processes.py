@@ -116,7 +116,13 @@ def test_forks_at_any_moment_of_a_step():
 import signal
 expected = work(5)
 start()
-threading.Thread(target=lambda: [work(1, 64) or time.sleep(2e-4) for _ in iter(int, 1)], daemon=True).start()
+
+def steps_with_breaks():
+    while True:
+        work(1, 64)
+        time.sleep(2e-4)
+
+threading.Thread(target=steps_with_breaks, daemon=True).start()
 for i in range({FORKS}):
     time.sleep(i % 7 * 1e-4)  # longer and shorter than workers spin
     pid = os.fork()
