@@ -57,7 +57,7 @@ def test_two_threads_on_one_state():
     done, refusals = [], []
 
     def work():
-        for _ in range(20):
+        while len(refusals) < 5 and len(done) < 5000:  # where others work too, a thread may wait for a processor first
             try:
                 rms.update_(param, grad, state)
                 done.append(1)

@@ -76,31 +76,41 @@ static RMSP_ALWAYS_INLINE void NAME(rest)(const int variant, const int has_momen
 }
 #endif
 
+/* A kernel: whole vectors here, the rest by the baseline. With AVX-512 most rates of elements, which are rare, are
+ * stepped by the kernels of AVX2: that saves code. */
+static RMSP_ALWAYS_INLINE void NAME(step_all)(const int variant, const rmsp_momentum momentum, const int centered,
+                                              const int l2, const int neutral, const rmsp_each each, const size_t n,
+                                              T *const param, const T *const grad, T *const square_avg,
+                                              T *const momentum_buffer, T *const grad_avg, const void *const numbers)
+{
+#if !defined(RMSP_VECTOR_BYTES)
+    (void)variant;
+    NAME(step)(momentum, centered, l2, neutral, each, n, param, grad, square_avg, momentum_buffer, grad_avg, numbers);
+#else
+    const size_t whole = n & ~(RMSP_VECTOR_BYTES / sizeof(T) - 1);
+#if defined(RMSP_RATES_OF_AVX2)
+    if (each != RMSP_SAME && (!neutral || each == RMSP_ALL_EACH)) {
+        rmsp_isa_avx2.step[DTYPE][variant](n, param, grad, square_avg, momentum_buffer, grad_avg, numbers);
+        return;
+    }
+#endif
+    if (whole > 0)
+        NAME(step)(momentum, centered, l2, neutral, each, whole, param, grad, square_avg, momentum_buffer, grad_avg,
+                   numbers);
+    if (n > whole)
+        NAME(rest)(variant, momentum != RMSP_MOMENTUM_NONE, centered, each, whole, n - whole, param, grad, square_avg,
+                   momentum_buffer, grad_avg, numbers);
+#endif
+}
+
 #define RMSP_DEFINE(variant, momentum, centered, l2, neutral, each)                                                    \
     static void NAME(step_##variant)(size_t n, void *param, const void *grad, void *square_avg, void *momentum_buffer, \
                                      void *grad_avg, const void *numbers)                                              \
     {                                                                                                                  \
-        RMSP_STEP(RMSP_VARIANT_##variant, momentum, centered, l2, neutral, each);                                      \
+        NAME(step_all)(RMSP_VARIANT_##variant, momentum, centered, l2, neutral, each, n, param, grad, square_avg,      \
+                       momentum_buffer, grad_avg, numbers);                                                            \
     }
-#if !defined(RMSP_VECTOR_BYTES)
-#define RMSP_STEP(variant, momentum, centered, l2, neutral, each) \
-    NAME(step)(momentum, centered, l2, neutral, each, n, param, grad, square_avg, momentum_buffer, grad_avg, numbers)
-#else
-#define RMSP_STEP(variant, momentum, centered, l2, neutral, each)                                                    \
-    const size_t whole = n & ~(RMSP_VECTOR_BYTES / sizeof(T) - 1);                                                   \
-    if (RMSP_HAS_RATES_OF_AVX2 && each != RMSP_SAME && (!neutral || each == RMSP_ALL_EACH)) {                        \
-        rmsp_isa_avx2.step[DTYPE][variant](n, param, grad, square_avg, momentum_buffer, grad_avg, numbers);          \
-        return;                                                                                                      \
-    }                                                                                                                \
-    if (whole > 0)                                                                                                   \
-        NAME(step)(momentum, centered, l2, neutral, each, whole, param, grad, square_avg, momentum_buffer, grad_avg, \
-                   numbers);                                                                                         \
-    if (n == whole) return;                                                                                          \
-    NAME(rest)(variant, momentum != RMSP_MOMENTUM_NONE, centered, each, whole, n - whole, param, grad, square_avg,   \
-               momentum_buffer, grad_avg, numbers)
-#endif
 RMSP_VARIANTS(RMSP_DEFINE)
-#undef RMSP_STEP
 #undef RMSP_DEFINE
 
 static double NAME(sumsq)(const size_t n, const void *const x_, const double scale)

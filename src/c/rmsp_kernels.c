@@ -29,14 +29,8 @@
 #define RMSP_HAS_FEW_KERNELS 0
 #endif
 
-/* With AVX-512 most rates of elements, which are doubles to be read and converted, are stepped by the kernels of AVX2,
- * as fast. */
+/* What a kernel leaves to others (rmsp_kernel.inc.h). */
 extern const rmsp_isa rmsp_isa_baseline, rmsp_isa_avx2;
-#if defined(RMSP_RATES_OF_AVX2)
-#define RMSP_HAS_RATES_OF_AVX2 1
-#else
-#define RMSP_HAS_RATES_OF_AVX2 0
-#endif
 
 #define T float
 #define SQRT sqrtf
