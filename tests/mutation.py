@@ -139,7 +139,8 @@ def python_tokens(source):
         )
         if other and is_code and not is_star and not is_loop and not {line, (line, column)} & skipped:
             yield offsets[line - 1] + column, token.string, other
-        before = token
+        if token.type not in (tokenize.NL, tokenize.COMMENT):
+            before = token
 
 
 # ---- C ----

@@ -48,6 +48,12 @@ class Layer:
         self.w, self.b, self.name = np.zeros((2, 3)), np.zeros(3), "dense"
 
 
+class WithArrays:
+    def __init__(self, count):
+        for i in range(count):
+            setattr(self, f"a{i}", np.zeros(2))
+
+
 class Network:
     def __init__(self):
         self.layers = [Layer()]
@@ -57,7 +63,10 @@ FIRST_GUESSES = {
     "list of floats": ([0.1, 0.2], "parameter '0' is a float, not a numpy.ndarray; numpy.array(x) makes one, of a"),
     "float": (0.5, "the parameter is a float, not a numpy.ndarray; numpy.array(x) makes one, of a number"),
     "NumPy scalar": ({"w": np.float64(1)}, "parameter 'w' is a float64, not a numpy.ndarray; numpy.array(x) makes one"),
+    "int": (1, "the parameter is an int, not a numpy.ndarray; numpy.array(x) makes one, of a number"),
     "layer": (Layer(), "the parameter is a Layer, not a numpy.ndarray; pass its arrays: {'w': x.w, 'b': x.b}"),
+    "large layer": (WithArrays(4), "pass its arrays: {'a0': x.a0, 'a1': x.a1, 'a2': x.a2, ...}"),
+    "smaller layer": (WithArrays(3), "pass its arrays: {'a0': x.a0, 'a1': x.a1, 'a2': x.a2}"),
     "layers": ([Layer(), Layer()], "parameter '0' is a Layer, not a numpy.ndarray; pass its arrays: {'w': x.w, "),
     "network": (Network(), "is a Network, not a numpy.ndarray; parameters are arrays in dicts, lists, tuples or data"),
     "generator": ((np.zeros(2) for _ in "ab"), "is a generator, not a numpy.ndarray; it can be read only once: "),
@@ -346,6 +355,14 @@ def test_a_row_too_large_for_an_index_is_named():
         merge_rows("w", rms.RowGrad(np.array([2**64 - 1], np.uint64), np.ones(1)), (5,))
 
 
+@pytest.mark.parametrize("rows", [[0, 2, 1], [0, 1, 1], [2, 2, 2], [0, 1, 2]])
+def test_rows_that_are_not_in_order_are_merged(rows):
+    values = np.array([[1.0], [2.0], [4.0]])
+    merged, sums = merge_rows("w", rms.RowGrad(rows, values), (3, 1))
+    assert merged.tolist() == sorted(set(rows))
+    assert sums.tolist() == [[values[np.equal(rows, row)].sum()] for row in merged]
+
+
 def test_merged_values_are_those_of_the_reference(rng):
     rows = rng.integers(0, 6, 40)
     for shape in ((40,), (40, 3), (40, 2, 2)):
@@ -381,9 +398,38 @@ def test_no_rows_at_all():
         rms.update_(table, rms.RowGrad(np.zeros(0), np.zeros((0, 2))), state)
 
 
-def test_the_module_of_a_framework_in_the_place_of_its_parameters():
-    module = type("Linear", (), {"__module__": "torch.nn.modules.linear", "parameters": lambda self: []})()
-    with pytest.raises(
-        TypeError, match=r"^the parameter is a Linear, not a numpy.ndarray; pass list\(x.parameters\(\)\)$"
-    ):
-        rms.init(module)
+@pytest.mark.parametrize(
+    ("package", "methods", "hint"),
+    [
+        ("torch.nn.modules.linear", {"parameters": lambda self: []}, "; pass list(x.parameters())"),
+        ("torch.distributed", {}, "; of torch's tensors only torch.Tensor and torch.nn.Parameter are taken, of a "),
+        ("mine", {"parameters": lambda self: []}, "; parameters are arrays in dicts, lists, tuples or dataclasses: "),
+    ],
+)
+def test_an_object_of_a_framework_in_the_place_of_its_parameters(package, methods, hint):
+    thing = type("Linear", (), {"__module__": package, **methods})()
+    with pytest.raises(TypeError, match=f"^the parameter is a Linear, not a numpy.ndarray{re.escape(hint)}"):
+        rms.init(thing)
+
+
+def test_messages_about_tensors():
+    """What has no strides is on another device, or sparse."""
+
+    class Tensor:
+        shape, dtype = (3,), "torch.float32"
+
+        def __init__(self, device):
+            self.device = type("device", (), {"type": device, "__str__": lambda self: self.type})()
+
+        def stride(self):
+            raise RuntimeError("it is sparse")
+
+    assert str(refusal("not_strided", "the gradient", Tensor("cpu"))) == (
+        "the gradient has no memory laid out by strides (a sparse tensor?); pass .to_dense()"
+    )
+    moved = "the gradient is on device mps; a step runs on the CPU: move it with .cpu()"
+    assert str(refusal("not_strided", "the gradient", Tensor("mps"))) == moved
+    assert str(refusal("device", "the gradient", Tensor("mps"))) == moved
+    assert str(refusal("read_only", "the gradient", Tensor("mps"))) == "the gradient is read-only"
+    error = refusal("overlap", "the gradient", ONES, other="its parameter")
+    assert str(error) == "the gradient overlaps its parameter in memory, which the step writes; pass a copy"

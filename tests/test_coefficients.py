@@ -146,6 +146,24 @@ def test_a_grad_scale_that_is_infinite_in_float32_has_the_sign_that_was_given(ma
     check(options, F64, grad_scale=scale)
 
 
+LEAST_INFINITE = 2.0**128 - 2.0**103  # in float32; a tie
+
+
+@pytest.mark.parametrize(
+    ("options", "per_call", "text"),
+    [
+        ({"weight_decay": LEAST_INFINITE}, {}, "weight_decay={}"),
+        ({"weight_decay": LEAST_INFINITE, "decoupled_weight_decay": True}, {"lr": 1.0}, "lr=1.0 times weight_decay={}"),
+        ({"clip_value": LEAST_INFINITE, "maximize": True}, {}, "clip_value={}"),
+        ({}, {"grad_scale": -LEAST_INFINITE}, "grad_scale=-{}"),
+        ({"maximize": True}, {"grad_scale": LEAST_INFINITE}, "grad_scale={}"),
+    ],
+)
+def test_the_least_number_that_is_infinite_in_float32(options, per_call, text):
+    with pytest.raises(ValueError, match=f"^{re.escape(text.format(LEAST_INFINITE))} is infinite in float32$"):
+        check(Options(**options), F32, **per_call)
+
+
 @pytest.mark.parametrize(("dtype", "eps"), [(np.float32, 1e-46), (np.complex64, 1e-50)])
 @pytest.mark.parametrize("inside", [False, True])
 def test_eps_that_rounds_to_zero(dtype, eps, inside):

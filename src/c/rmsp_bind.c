@@ -93,11 +93,11 @@ static void add_term(overlap_search *search, uintptr_t stride, uintptr_t last)
 
 static intptr_t floor_divide(intptr_t a, intptr_t b) { return a / b - (a % b < 0); }
 
-/* Whether some choice of the terms from k on brings the distance into the open interval; 1 where the budget ends. The
- * strides decrease, so that in usual arrays each level has one or two choices. */
+/* Whether some choice of the terms from k on brings the distance into the open interval, which the smallest does not
+ * exceed and the largest does not fall short of; 1 where the budget ends. The strides decrease, so that in usual arrays
+ * each level has one or two choices. */
 static int can_meet(overlap_search *search, int k, intptr_t distance)
 {
-    if (distance >= search->below || distance + search->reach[k] <= search->above) return 0;
     if (k == search->count) return 1;
     if (search->budget-- <= 0) return 1;
     const intptr_t stride = (intptr_t)search->terms[k].stride, last = (intptr_t)search->terms[k].last;

@@ -352,7 +352,7 @@ def _refuse(source: Source, value: float, dtype: np.dtype[Any]) -> NoReturn:
     limits = _limits(dtype)
     if abs(value) >= limits.infinite:
         raise ValueError(f"{name}={value!r} is infinite in {dtype}")
-    if source.not_0 and abs(value) <= limits.zero:
+    if source.not_0:
         article = "an" if name[0] in "aeiou" else "a"
         raise ValueError(
             f"{name}={value!r} rounds to 0 in {dtype}; give {article} {name} of at least {limits.least_normal!r}"

@@ -284,7 +284,10 @@ static void check_layout(int type, int ndim, const ptrdiff_t *shape, lie param, 
     CHECK(leaf->array[RMSP_PARAM] == s->param_list[0].data && leaf->array[RMSP_GRAD] == s->grad_list[0].data);
     CHECK((leaf->extra == NULL) == is_dense && (s->plan.extras[0].layout.ndim == 0) == is_dense);
     size_t n = 1;
-    for (int axis = 0; axis < s->plan.extras[0].layout.ndim; axis++) n *= s->plan.extras[0].layout.axes[axis].length;
+    for (int axis = 0; axis < s->plan.extras[0].layout.ndim; axis++) {
+        CHECK(s->plan.extras[0].layout.axes[axis].length > 1);
+        n *= s->plan.extras[0].layout.axes[axis].length;
+    }
     CHECK(is_dense || n == leaf->n);
     free_sample(s);
 }
@@ -355,6 +358,28 @@ static void test_joined_axes(void)
     free_sample(s);
 }
 
+/* Dense strides by the order of others: C order where these say nothing, and an axis without elements counts as 1. */
+static void test_dense_strides(void)
+{
+    static const struct {
+        int ndim;
+        ptrdiff_t shape[3], like[3], dense[3];
+    } cases[] = {
+        {0, {0}, {0}, {0}},
+        {1, {7}, {-100}, {8}},
+        {3, {2, 3, 4}, {12, 4, 1}, {96, 32, 8}},
+        {3, {2, 3, 4}, {1, -2, 6}, {8, 16, 48}},
+        {3, {2, 3, 4}, {-9, 50, 3}, {32, 64, 8}},
+        {3, {2, 3, 4}, {5, 5, 5}, {96, 32, 8}},
+        {3, {2, 0, 4}, {12, 4, 1}, {32, 32, 8}},
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        ptrdiff_t dense[3] = {0};
+        rmsp_dense_strides(cases[k].ndim, cases[k].shape, cases[k].like, 8, dense);
+        CHECK(memcmp(dense, cases[k].dense, sizeof dense) == 0);
+    }
+}
+
 /* ---- overlap ---- */
 
 /* A random array within some bytes; its strides may be of any kind, also such that it overlaps itself. */
@@ -419,6 +444,33 @@ static void test_hard_overlap(void)
     other.data = (char *)one.data + 8; /* no element is shared, which the remainders by 16 would say */
     const int answer = rmsp_arrays_overlap(&one, &other);
     CHECK(answer == 0 || answer == 1);
+}
+
+/* Every second element, up to a million of them, and those between: whatever the order of the axes and the signs of
+ * the strides, the search ends with the right answer, since what larger strides rule out is not tried. */
+static void test_long_interleaved(void)
+{
+    enum { LENGTH = 200000, AXES = 3 };
+    static const ptrdiff_t lengths[AXES] = {LENGTH, 3, 2}, usual[AXES] = {8, 8 * LENGTH + 64, 32 * LENGTH};
+    static const int orders[][AXES] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    for (int round = 0; round < 6 * 8; round++) {
+        ptrdiff_t shape[AXES], strides[AXES];
+        int is_long = 0;
+        for (int k = 0; k < AXES; k++) {
+            const int axis = orders[round / 8][k];
+            shape[k] = lengths[axis];
+            strides[k] = round >> k & 1 ? -usual[axis] : usual[axis];
+            is_long |= axis == 0;
+            rmsp_array one = {.shape = shape, .strides = strides, .ndim = k + 1, .type = RMSP_F32};
+            one.data = (void *)((uintptr_t)1 << 30);
+            rmsp_array other = one;
+            for (int distance = -8; distance <= 8; distance++) {
+                const int expected = is_long ? distance % 8 != 4 && distance % 8 != -4 : abs(distance) < 4;
+                other.data = (void *)((uintptr_t)one.data + (uintptr_t)(ptrdiff_t)distance);
+                CHECK(rmsp_arrays_overlap(&one, &other) == expected);
+            }
+        }
+    }
 }
 
 /* Interleaved parameters, each the columns that the others leave, are all bound; so are gradients between them. */
@@ -978,8 +1030,10 @@ int main(void)
     test_layouts();
     test_permuted();
     test_joined_axes();
+    test_dense_strides();
     test_overlap_by_brute_force();
     test_hard_overlap();
+    test_long_interleaved();
     test_interleaved();
     test_moved_parameter();
     test_wider_gradient();
