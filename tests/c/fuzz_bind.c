@@ -152,6 +152,12 @@ static void check_accepted(const call *c)
             CHECK(!shares_itself(a));
             CHECK(a->flags & RMSP_WRITABLE || (k == RMSP_PARAM && c->has_grads && !has_grad && !seen));
         }
+        if (!is_out) { /* no layout is found that no norm asks for */
+            const rmsp_extra *const extra = &plan->extras[i];
+            const int looks = plan->rules.clips || plan->rules.nonfinite != RMSP_PROPAGATE;
+            CHECK(extra->grad_order.ndim == 0 || (looks && has_grad && grad->rows == NULL));
+            CHECK(extra->sum_order.ndim == 0 || (plan->rules.clips && extra->grad_sum != NULL));
+        }
         for (size_t row = 0; has_grad && !is_out && grad->rows != NULL && row < grad->row_count; row++) {
             CHECK(grad->rows[row] >= 0 && grad->rows[row] < plan->slots[i].shape[0]);
             CHECK(row == 0 || grad->rows[row] > grad->rows[row - 1]);

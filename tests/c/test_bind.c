@@ -283,6 +283,7 @@ static void check_layout(int type, int ndim, const ptrdiff_t *shape, lie param, 
     CHECK(leaf->n == reals_in(&s->param_list[0]));
     CHECK(leaf->array[RMSP_PARAM] == s->param_list[0].data && leaf->array[RMSP_GRAD] == s->grad_list[0].data);
     CHECK((leaf->extra == NULL) == is_dense && (s->plan.extras[0].layout.ndim == 0) == is_dense);
+    CHECK((s->plan.slots[0].param_flags != RMSP_NEVER) == is_dense); /* for the short way */
     size_t n = 1;
     for (int axis = 0; axis < s->plan.extras[0].layout.ndim; axis++) {
         CHECK(s->plan.extras[0].layout.axes[axis].length > 1);
@@ -531,6 +532,28 @@ static void test_wider_gradient(void)
         CHECK(s->plan.slots[0].clear == whole->memory);
         s->grad_list[0].strides = strides;
         s->grad_list[0].flags = RMSP_ALIGNED;
+        const rmsp_refusal where = refuse(s, RMSP_OVERLAP, 0, 1);
+        CHECK(where.other_leaf == 2 && where.other_array == RMSP_PARAM);
+    }
+    free_sample(s);
+    free_array(whole);
+}
+
+/* Nor is one whose elements are wider. */
+static void test_gradient_of_a_wider_type(void)
+{
+    static const ptrdiff_t strides16[] = {12, 2};
+    sample *const s = usual_sample(RMSP_F32, LIE_C);
+    array *const whole = new_array(RMSP_F32, 1, (const ptrdiff_t[]){64}, LIE_C);
+    for (int round = 0; round < 2; round++) {
+        s->grad_list[0].data = whole->memory;
+        s->grad_list[0].type = RMSP_BF16;
+        s->grad_list[0].strides = strides16;
+        s->param_list[2].data = whole->memory + 48;
+        must_bind(s);
+        CHECK(s->plan.slots[0].clear == whole->memory);
+        s->grad_list[0] = s->grads[0]->a;
+        s->grad_list[0].data = whole->memory;
         const rmsp_refusal where = refuse(s, RMSP_OVERLAP, 0, 1);
         CHECK(where.other_leaf == 2 && where.other_array == RMSP_PARAM);
     }
@@ -1037,6 +1060,7 @@ int main(void)
     test_interleaved();
     test_moved_parameter();
     test_wider_gradient();
+    test_gradient_of_a_wider_type();
     test_parameter_moved_within_its_range();
     test_gaps_by_brute_force();
     test_sorted_ranges();
