@@ -473,10 +473,10 @@ static rmsp_reason bind_leaf(rmsp_plan *plan, size_t i, const rmsp_array *const 
         }
     }
     range_of(param, &low, &high);
-    *moved |= low != slot->low || high != slot->high;
+    *moved |= low != slot->low;
     slot->low = low;
     slot->high = high;
-    for (int axis = 0; axis < slot->ndim; axis++) { /* the same bytes may hold other elements */
+    for (int axis = 0; axis < slot->ndim; axis++) { /* from the same byte on there may be other elements */
         *moved |= slot->param_strides[axis] != param->strides[axis];
         slot->param_strides[axis] = param->strides[axis];
     }

@@ -152,6 +152,7 @@ static void check_accepted(const call *c)
             CHECK(!shares_itself(a));
             CHECK(a->flags & RMSP_WRITABLE || (k == RMSP_PARAM && c->has_grads && !has_grad && !seen));
         }
+        for (int k = 0; is_out && k < RMSP_STEP_ARRAYS; k++) CHECK(plan->leaves[i].array[k] == NULL);
         if (!is_out) { /* no layout is found that no norm asks for */
             const rmsp_extra *const extra = &plan->extras[i];
             const int looks = plan->rules.clips || plan->rules.nonfinite != RMSP_PROPAGATE;

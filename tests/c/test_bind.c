@@ -561,32 +561,33 @@ static void test_gradient_of_a_wider_type(void)
     free_array(whole);
 }
 
-/* Nor is anything when a parameter takes other elements between the same first and last byte. */
+/* Nor is anything when a parameter takes other elements from the same first byte on. */
 static void test_parameter_moved_within_its_range(void)
 {
-    static const ptrdiff_t shape[] = {2, 3}, before[] = {52, 4}, after[] = {44, 8}, one[] = {1};
+    static const ptrdiff_t shape[] = {2, 3}, before[] = {52, 4};
+    static const ptrdiff_t after[][2] = {{44, 8}, {44, 4}, {52, 8}}, places[] = {16, 44, 16};
     static const ptrdiff_t rows[] = {0}, row_shape[] = {1, 3};
-    for (int round = 0; round < 4; round++) {
+    for (int round = 0; round < 12; round++) {
         sample *const s = new_sample(2, 1);
-        array *const whole = new_array(RMSP_F32, 1, (const ptrdiff_t[]){16}, LIE_C);
+        array *const whole = new_array(RMSP_F32, 1, (const ptrdiff_t[]){20}, LIE_C);
         const int as_gradient = round % 2; /* the element in between is a gradient, or the other parameter */
         set_leaf(s, 0, new_array(RMSP_F32, 2, shape, LIE_C), 0, 0);
-        set_leaf(s, 1, new_array(RMSP_F32, 1, one, LIE_C), 0, 0);
+        set_leaf(s, 1, new_array(RMSP_F32, 0, NULL, LIE_C), 0, 0);
         finish_sample(s);
         set_new_grad(s, 0, LIE_C, 0);
         set_new_grad(s, 1, LIE_C, 0);
         s->param_list[0].data = whole->memory;
         s->param_list[0].strides = before; /* bytes 0, 4, 8 and 52, 56, 60 */
         s->param_list[0].flags = RMSP_ALIGNED | RMSP_WRITABLE;
-        (as_gradient ? s->grad_list : s->param_list)[1].data = whole->memory + 16;
-        if (round >= 2) { /* a gradient of rows first */
+        (as_gradient ? s->grad_list : s->param_list)[1].data = whole->memory + places[round / 4];
+        if (round / 2 % 2) { /* a gradient of rows first */
             s->grad_list[0].shape = row_shape;
             s->grad_list[0].rows = rows;
             s->grad_list[0].row_count = 1;
         }
         must_bind(s);
         must_bind(s);
-        s->param_list[0].strides = after; /* bytes 0, 8, 16 and 44, 52, 60 */
+        s->param_list[0].strides = after[round / 4]; /* for instance bytes 0, 8, 16 and 44, 52, 60 */
         rmsp_refusal where;
         CHECK(bind_sample(s, &where) == RMSP_OVERLAP);
         CHECK(where.leaf == (size_t)as_gradient && where.other_leaf == (size_t)!as_gradient);
