@@ -363,13 +363,18 @@ def test_rows_that_are_not_in_order_are_merged(rows):
     assert sums.tolist() == [[values[np.equal(rows, row)].sum()] for row in merged]
 
 
-def test_merged_values_are_those_of_the_reference(rng):
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16", "bfloat16"])
+def test_merged_values_are_those_of_the_reference(dtype, rng):
     rows = rng.integers(0, 6, 40)
+    sum_dtype = "f4" if dtype == "bfloat16" else dtype
     for shape in ((40,), (40, 3), (40, 2, 2)):
-        values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-8, 8, shape)).astype("f4")
+        values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-8, 8, shape)).astype(
+            reference.bfloat16() if dtype == "bfloat16" else dtype
+        )
         merged, sums = merge_rows("w", rms.RowGrad(rows, values), (6, *shape[1:]))
-        ref_merged, ref_sums = reference.merge_rows(rows, values)
+        ref_merged, ref_sums = reference.merge_rows(rows, values.astype(sum_dtype))
         assert same_bits(merged, ref_merged)
+        assert sums.dtype == sum_dtype
         assert same_bits(sums, ref_sums)
         assert sums.flags.c_contiguous
 

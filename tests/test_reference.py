@@ -407,6 +407,11 @@ def test_trees_are_matched_by_key():
     assert state.step == 1
 
 
+def test_states_are_told_apart_by_identity():
+    state, alike = (reference.init(np.zeros(2)) for _ in "ab")
+    assert len({state, alike, state}) == 2
+
+
 def test_views_are_written():
     memory = np.zeros((2, 6))
     view = memory[:, ::2]
