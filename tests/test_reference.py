@@ -412,6 +412,22 @@ def test_states_are_told_apart_by_identity():
     assert len({state, alike, state}) == 2
 
 
+def test_lists_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        reference.clip_factors([np.ones(1), np.ones(1)], [1.0], None, 1.0)
+    with pytest.raises(ValueError, match="longer"):
+        reference.merge_rows(np.array([1]), np.ones(2))
+
+
+def test_the_arrays_of_a_state_are_plain():
+    class Named(np.ndarray):
+        pass
+
+    state = reference.init(np.ones(2).view(Named), momentum=0.5, ema=0.5, accumulate=2)
+    for name in ("square_avg", "momentum_buffer", "grad_sum"):
+        assert type(getattr(state, name)) is np.ndarray
+
+
 def test_views_are_written():
     memory = np.zeros((2, 6))
     view = memory[:, ::2]

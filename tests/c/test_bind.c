@@ -149,21 +149,25 @@ static void test_overlapping_parameters(void)
 }
 
 /* A gradient may not overlap what the step writes, of whichever leaf; it may overlap other gradients. */
-static void test_overlapping_gradients(void)
+static void check_overlapping_gradients(int type, int avg16)
 {
     sample *const s = new_sample(4, 1);
     s->plan.groups[0].momentum = RMSP_MOMENTUM_CLASSIC;
     s->plan.groups[0].centered = 1;
     s->plan.rules.averages = 1;
     s->plan.rules.accumulate = 2;
-    for (size_t i = 0; i < 4; i++) set_leaf(s, i, new_array(RMSP_F32, 2, some_shape, LIE_C), 0, 0);
+    s->is_split = 1;
+    for (size_t i = 0; i < 4; i++) {
+        s->plan.extras[i].avg16 = avg16;
+        set_leaf(s, i, new_array(type, 2, some_shape, LIE_C), 0, 0);
+    }
     finish_sample(s);
     for (size_t i = 0; i < 3; i++) set_new_grad(s, i, LIE_C, 0);
     must_bind(s);
     for (size_t i = 0; i < 3; i++) {
         for (size_t other = 0; other < 4; other++) {
             for (int k = 0; k < RMSP_ARRAY_COUNT; k++) {
-                if (k == RMSP_GRAD || k == RMSP_LOW_HALF) continue;
+                if (k == RMSP_GRAD || (k > RMSP_GRAD && !has_state(s, other, k))) continue;
                 const rmsp_array a = k == RMSP_PARAM ? s->param_list[other] : state_of(s, other, k);
                 for (int bound = 0; bound < 2; bound++) {
                     s->plan.bound = bound;
@@ -176,13 +180,22 @@ static void test_overlapping_gradients(void)
     }
     s->grad_list[0].data = s->grad_list[1].data; /* other gradients */
     must_bind(s);
-    array *const wide = new_array(RMSP_F32, 1, (const ptrdiff_t[]){47}, LIE_C);
+    array *const wide = new_array(type, 1, (const ptrdiff_t[]){47}, LIE_C);
     s->param_list[3].data = wide->memory; /* of the leaf without gradient, one element */
-    s->grad_list[0].data = wide->memory + 92;
+    s->grad_list[0].data = wide->memory + 23 * size_of_real(type);
     const rmsp_refusal where = refuse(s, RMSP_OVERLAP, 0, 1);
     CHECK(where.other_leaf == 3 && where.other_array == RMSP_PARAM);
     free_array(wide);
     free_sample(s);
+}
+
+static void test_overlapping_gradients(void)
+{
+    check_overlapping_gradients(RMSP_F32, 0);
+    check_overlapping_gradients(RMSP_F32, 1);
+    check_overlapping_gradients(RMSP_F64, 0);
+    check_overlapping_gradients(RMSP_BF16, 0);
+    check_overlapping_gradients(RMSP_BF16, 1);
 }
 
 static void test_rows_refused(void)
