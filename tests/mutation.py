@@ -101,7 +101,7 @@ def other_of(token):
 def c_tokens(source):
     """Operators between expressions, and numbers; not of comments, strings, directives, asserts and types."""
     pattern = re.compile(
-        r"/\*.*?\*/|//[^\n]*|^#(?:[^\n\\]|\\\n)*|\"[^\"\n]*\"|\bassert\([^;]*;|[A-Za-z_]\w*|0[xX][\w.+-]*|[\d.]+\w*"
+        r"/\*.*?\*/|//[^\n]*|^#(?:[^\n\\]|\\\n)*|\"[^\"\n]*\"|\bassert\([^;]*;|[A-Za-z_]\w*|0[xX][\w.+-]*|\.?\d[\w.]*"
         r"|[<>]=|[=!]=|&&|\|\||<<=?|>>=?|->|\+\+|--|[-+*/%&|]=|[-+*/%&|<>!]|[^\s\w]|\n",
         re.DOTALL | re.MULTILINE,
     )

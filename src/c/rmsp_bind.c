@@ -580,7 +580,7 @@ static rmsp_reason order_ranges(rmsp_plan *plan, const rmsp_array *const arrays[
     }
     for (size_t i = 0; i < plan->memory_count; i++) ranges[count++] = plan->memory[i];
     sort_ranges(ranges, count);
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i + 1 < count; i++) {
         for (size_t j = i + 1; j < count && ranges[j].low < ranges[i].high; j++) {
             TRY(check_pair(plan, arrays, &ranges[i], &ranges[j], where));
         }

@@ -137,6 +137,7 @@ static void check_accepted(const call *c)
     const rmsp_plan *const plan = &c->s->plan;
     static const rmsp_reason faults[] = {RMSP_MISALIGNED,   RMSP_OTHER_DTYPE,      RMSP_OTHER_SHAPE, RMSP_NULL_DATA,
                                          RMSP_ROWS_STRIDED, RMSP_ROWS_ACCUMULATED, RMSP_NOT_C_ORDER};
+    size_t written_count = plan->memory_count;
     CHECK(plan->bound);
     for (size_t i = 0; i < plan->leaf_count; i++) {
         const rmsp_array *const grad = &c->list[RMSP_GRAD][i];
@@ -149,6 +150,7 @@ static void check_accepted(const call *c)
             CHECK(a->problem == RMSP_OK);
             for (size_t f = 0; f < sizeof faults / sizeof *faults; f++) CHECK(!has_fault(c, i, k, faults[f]));
             if (k == RMSP_GRAD) continue;
+            written_count += reals_in(a) > 0;
             CHECK(!shares_itself(a));
             CHECK(a->flags & RMSP_WRITABLE || (k == RMSP_PARAM && c->has_grads && !has_grad && !seen));
         }
@@ -177,6 +179,7 @@ static void check_accepted(const call *c)
             }
         }
     }
+    CHECK(plan->range_count <= written_count);
 }
 
 /* ---- descriptors ---- */

@@ -372,6 +372,26 @@ static void test_joined_axes(void)
     free_sample(s);
 }
 
+/* The axes within rows go from the slowest to the fastest of the parameter, whatever that of the rows is. */
+static void test_layout_of_rows(void)
+{
+    static const ptrdiff_t shape[] = {5, 3, 4}, strides[] = {1000, 48, 4, 12};
+    sample *const s = new_sample(1, 1);
+    set_leaf(s, 0, new_array(RMSP_F32, 3, shape, LIE_C), 0, 0);
+    finish_sample(s);
+    set_row_grad(s, 0, 0);
+    must_bind(s);
+    const rmsp_layout *const layout = &s->plan.extras[0].layout;
+    CHECK(layout->ndim == 0 && s->plan.leaves[0].n == 12);
+    s->param_list[0].strides = strides + 1;
+    s->param_list[0].flags = RMSP_ALIGNED | RMSP_WRITABLE;
+    must_bind(s);
+    CHECK(layout->ndim == 2 && layout->axes[0].length == 4 && layout->axes[1].length == 3);
+    CHECK(layout->axes[0].stride[RMSP_PARAM] == 12 && layout->axes[0].stride[RMSP_GRAD] == 4);
+    CHECK(layout->axes[1].stride[RMSP_PARAM] == 4 && layout->axes[1].stride[RMSP_GRAD] == 16);
+    free_sample(s);
+}
+
 /* Dense strides by the order of others: C order where these say nothing, and an axis without elements counts as 1. */
 static void test_dense_strides(void)
 {
@@ -1067,6 +1087,7 @@ int main(void)
     test_layouts();
     test_permuted();
     test_joined_axes();
+    test_layout_of_rows();
     test_dense_strides();
     test_overlap_by_brute_force();
     test_hard_overlap();
