@@ -176,7 +176,7 @@ coverage: $(VENV)/hardening.group $(VENV)/peers.group $(VENV)/installed ## lines
 
 # One operator or number changed at a time, and the tests must fail; a fifth of the mutants, and all with EVERY=1.
 EVERY = 5
-mutation: $(VENV)/test.group $(VENV)/installed ## mutants of the formula and the transaction in C and of the checks of options, one in five: the tests must kill each
+mutation: $(VENV)/test.group $(VENV)/installed ## mutants of the formula, the transaction and the checks, one in five: the tests must kill each
 	mkdir -p $(HARDENING)
 	$(BIN)/python tests/mutation.py build/mutation --every $(EVERY) --log $(HARDENING)/mutation.log
 

@@ -286,9 +286,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--log", type=Path, help="where the last line is written too")
-    # All survivors of these have been looked at.
-    examined = ["rmsp_step.c", "rmsp_formula.inc.h", "rmsp_kernel.inc.h", "options.py"]
-    parser.add_argument("files", nargs="*", default=examined)
+    parser.add_argument("files", nargs="*", default=[*C_PROGRAMS, *PYTHON_TESTS])
     arguments = parser.parse_intermixed_args()
     known, tried, survivors, equivalent = listed(), 0, [], 0
     if set(arguments.files) & set(C_PROGRAMS):

@@ -19,7 +19,7 @@ FORMS = {
     "fuzz_step": "inputs of libFuzzer for `rmsp_step`, under the sanitizers, beside the formula",
     "fuzz_ufunc": "inputs of libFuzzer for the loop of the ufuncs, under the sanitizers, beside the formula",
     "fuzz_load": "inputs of libFuzzer (atheris) for `load`: forged headers with checksums that are right, and bytes",
-    "mutation": "changes of one operator or number, one in five, in the formula, `rmsp_step.c`, `options.py`: all seen",
+    "mutation": "changes of one operator or number, one in five, in formula, transaction and checks: all seen",
     "clang": "the C tests built by clang; builds without optional features before them",
     "musl": "the C tests with musl, linked statically",
     "valgrind": "the C tests but for plans and threads under valgrind",

@@ -82,6 +82,13 @@ def test_second_step_by_hand():
     assert float(state.grad_avg) == a
 
 
+def test_momentum_is_nesterov_s_where_it_is_asked_for():
+    numbers = reference.coefficients(rms.Options(momentum=0.5, rho=0.0, eps=0.0), 1, 1.0, 1.0)
+    arrays = [np.array([x]) for x in (0.0, 2.0, 0.0, 4.0)]
+    assert reference.step(numbers, *arrays)[0] == -3.0
+    assert reference.step(numbers, *arrays, nesterov=True)[0] == -2.5
+
+
 def test_bias_correction_makes_the_mean_of_a_constant_that_constant():
     """With it, every step with the gradient 3 has the root mean square 3, up to rounding."""
     param, state = stepped(0.0, [3.0] * 20, bias_correction=True, eps=0.0)
@@ -391,6 +398,13 @@ def test_rates_and_schedules():
     reference.update_(params, grads, state, lr=10.0)  # in place of the common one only
     assert calls[4:] == [("own", 2)]
     assert [float(p) for p in params] == [-11.5, -11.5, -9.0, -9.0, -15.0]
+
+
+def test_rates_of_minus_zero_are_zero():
+    params = [np.array([-0.0])]
+    state = reference.init(params, lr=1.0, rho=0.0, eps=1.0, overrides={"0": {"lr": np.array([-0.0])}})
+    reference.update_(params, [np.ones(1)], state)
+    assert same_bits(params[0], np.array([-0.0]))  # -0 minus 0; less -0 it would be 0
 
 
 def test_trees_are_matched_by_key():
