@@ -546,6 +546,8 @@ static void test_moved_parameter(void)
         must_bind(s);
         must_bind(s);
         CHECK(s->plan.slots[0].clear == s->grads[0]->a.data);
+        const uintptr_t last = (uintptr_t)s->grads[1]->a.data; /* the gap is the one in which it was found */
+        CHECK(s->plan.gap_low <= last && last + 96 <= s->plan.gap_high);
         s->param_list[2].data = (char *)s->grads[0]->a.data;
         const rmsp_refusal where = refuse(s, RMSP_OVERLAP, 0, 1);
         CHECK(where.other_leaf == 2 && where.other_array == RMSP_PARAM);
