@@ -393,6 +393,21 @@ static void test_layout_of_rows(void)
     free_sample(s);
 }
 
+/* The reals with a gradient; and the bytes of gradients, less 256 of each leaf. */
+static void test_work(void)
+{
+    sample *const s = new_sample(4, 1);
+    const ptrdiff_t lengths[] = {100, 64, 65, 1000};
+    for (size_t i = 0; i < 4; i++) set_leaf(s, i, new_array(i == 0 ? RMSP_F64 : RMSP_F32, 1, &lengths[i], LIE_C), 0, 0);
+    finish_sample(s);
+    must_bind(s);
+    CHECK(s->plan.work.elements == 0 && s->plan.work.bytes == 0);
+    for (size_t i = 0; i < 3; i++) set_new_grad(s, i, LIE_C, 0);
+    must_bind(s);
+    CHECK(s->plan.work.elements == 100 + 64 + 65 && s->plan.work.bytes == 800 - 256 + 0 + 4);
+    free_sample(s);
+}
+
 /* Dense strides by the order of others: C order where these say nothing, and an axis without elements counts as 1. */
 static void test_dense_strides(void)
 {
@@ -1091,6 +1106,7 @@ int main(void)
     test_permuted();
     test_joined_axes();
     test_layout_of_rows();
+    test_work();
     test_dense_strides();
     test_overlap_by_brute_force();
     test_hard_overlap();
