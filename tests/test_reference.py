@@ -244,6 +244,16 @@ def test_common_norm_counts_every_leaf():
     assert math.isclose(factor, 2.0**-512.25)
 
 
+# ---- bfloat16 ----
+
+
+def test_lower_halves_that_do_not_fit_count_as_zero():
+    upper = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0]).astype(reference.bfloat16())
+    joined = reference.join_halves(upper, np.full(6, 0xFFFF, np.uint16))
+    assert same_bits(joined[:5], upper[:5].astype(np.float32))
+    assert joined[5] == np.nextafter(np.float32(1), np.float32(0))
+
+
 # ---- around the step ----
 
 
