@@ -293,6 +293,9 @@ def main():
         build(arguments.folder)
     for file in arguments.files:
         mutants = mutants_of(file)
+        stale = {key for key in known if key.startswith(f"{file} | ")} - {m.key for m in mutants}
+        if stale:
+            raise SystemExit(f"{LISTED.name} lists what is no mutant: {sorted(stale)}")
         chosen = [m for m in mutants[:: arguments.every] if m.key not in known]
         equivalent += sum(m.key in known for m in mutants)
         if file in C_PROGRAMS:
