@@ -216,7 +216,8 @@ def test_clip_factor_where_squares_overflow():
     assert reference.clip_factor(math.inf, total_down, 3.0, -0.75) == 3.0 / 2.0**-88 / 0.75 * 2.0**-600
     assert reference.clip_factor(math.inf, total_down, 3.0, 2.0**-512) == 1.0  # unscaled the norm is 1
     assert reference.clip_factor(math.inf, total_down, 1.0, 2.0**-511) == 0.5
-    assert reference.clip_factor(math.inf, total_down, 2.0**513, 1.0) == 1.0
+    for limit in (1.5 * 2.0**512, 2.0**513):
+        assert reference.clip_factor(math.inf, total_down, limit, 1.0) == 1.0
     assert reference.clip_factor(math.inf, total_down, 1.0, 0.0) == 1.0
     # the product with the scale overflows, its factors do not
     assert reference.clip_factor(2.0**1000, 0.0, 1.0, 2.0**600) == 2.0**-1100 == 0.0
