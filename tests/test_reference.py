@@ -151,6 +151,14 @@ def test_complex_numbers_are_pairs_of_reals():
     assert reference.sumsq(np.array([3 + 4j])) == 25.0
 
 
+def test_both_reals_of_a_complex_number_have_its_rate():
+    param, grad, rates = np.array([1 + 2j, 3 + 4j]), np.array([1 - 1j, 0.5 + 8j]), np.array([0.5, 2.0])
+    both, _ = stepped(param, [grad], overrides={"*": {"lr": rates}})
+    for i in range(2):
+        alone, _ = stepped(param[i], [grad[i]], lr=rates[i])
+        assert same_bits(both[i], alone)
+
+
 # ---- norms ----
 
 
