@@ -2,8 +2,8 @@
 
 `python tests/mutation.py FOLDER [--every N] [--log LOG] [FILE ...]` prints how many mutants there were and were
 killed, and fails if one survives that is not in mutants.txt, which has the reason for each that no test can kill.
---every 5 tries one in five. C mutants are compiled into the C tests, with asserts; those of Python are run in forks of
-a process that has imported NumPy and pytest already. Survivors are printed as they are found.
+--every 5 tries one in five. C mutants are compiled into the C tests, with asserts, on a processor with AVX2; those of
+Python are run in forks of a process that has imported NumPy and pytest already. Survivors are printed when found.
 """
 
 from __future__ import annotations
@@ -151,44 +151,54 @@ def python_tokens(source):
 # ---- C ----
 
 
-FLAGS = ["-std=c99", "-O0", "-ffp-contract=off", "-w", "-DRMSP_HAVE_PTHREADS", "-DRMSP_ISA=baseline"]
+FLAGS = ["-std=c99", "-O0", "-ffp-contract=off", "-w", "-DRMSP_HAVE_PTHREADS", "-DRMSP_HAVE_AVX2"]
 FLAGS += [f"-I{ROOT}/tests/c"]
+# The kernels of both are mutants: those with vectors leave their rest to the baseline.
+ISAS = {"baseline": [], "avx2": ["-mavx2", "-DRMSP_VECTOR_BYTES=32"]}
 # A mutant that survives is tried again with the sanitizers, which find what is read beyond an array.
 BUILDS = {"plain": [], "sanitized": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]}
 
 
+def compile_c(folder, build_name, path):
+    """Compile a file, the one of the kernels for each instruction set: the objects."""
+    made = []
+    for isa, own in ISAS.items() if path.name == "rmsp_kernels.c" else [("baseline", [])]:
+        made.append(folder / f"{path.stem}.{isa}.o")
+        flags = [*FLAGS, *BUILDS[build_name], *own, f"-DRMSP_ISA={isa}", f"-I{path.parent}", f"-I{ROOT}/src/c"]
+        subprocess.run(["gcc", *flags, "-c", path, "-o", made[-1]], check=True, capture_output=True)
+    return made
+
+
 def build(folder):
     """Compile what mutants are linked with."""
-
-    def compile_(name, path):
-        made = folder / name / f"{path.stem}.o"
-        made.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["gcc", *FLAGS, *BUILDS[name], f"-I{ROOT}/src/c", "-c", path, "-o", made], check=True)
-
     sources = [*(ROOT / "src/c").glob("*.c"), *(ROOT / "tests/c").glob("*.c")]
+    for name in BUILDS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda both: compile_(*both), [(name, path) for name in BUILDS for path in sources]))
+        jobs = [(folder / name, name, path) for name in BUILDS for path in sources]
+        list(pool.map(lambda job: compile_c(*job), jobs))
 
 
 def is_killed_in(build_name, folder, mutant):
     """Whether a test of this build fails."""
-    flags, unit = BUILDS[build_name], "rmsp_kernels.c" if mutant.file.endswith(".inc.h") else mutant.file
+    unit = "rmsp_kernels.c" if mutant.file.endswith(".inc.h") else mutant.file
     with tempfile.TemporaryDirectory() as own:
         if unit != mutant.file:  # a file is included from the folder of the one that names it
             for path in (ROOT / "src/c" / unit, *(ROOT / "src/c").glob("*.inc.h")):
                 Path(own, path.name).write_text(path.read_text())
         Path(own, mutant.file).write_text(mutant.source)
-        made = Path(own, "mutant.o")
-        command = ["gcc", *FLAGS, *flags, f"-I{own}", f"-I{ROOT}/src/c", "-c", Path(own, unit), "-o", made]
-        if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        try:
+            made = compile_c(Path(own), build_name, Path(own, unit))
+        except subprocess.CalledProcessError:
             return True
-        others = (path for path in (folder / build_name).glob("rmsp_*.o") if path.stem != Path(unit).stem)
-        objects = [made, *others, "-lm", "-lpthread"]
+        replaced = {path.name for path in made}
+        others = (path for path in (folder / build_name).glob("rmsp_*.o") if path.name not in replaced)
+        objects = [*made, *others, "-lm", "-lpthread"]
         for program in C_PROGRAMS[mutant.file]:
             name, *inputs = program.split()
-            run = Path(own, name)
+            run, main_object = Path(own, name), folder / build_name / f"{name}.baseline.o"
             if not run.exists():
-                subprocess.run(["gcc", *flags, folder / build_name / f"{name}.o", *objects, "-o", run], check=True)
+                subprocess.run(["gcc", *BUILDS[build_name], main_object, *objects, "-o", run], check=True)
             try:
                 command = ["prlimit", f"--cpu={DEADLINE}", run, *inputs]
                 if subprocess.run(command, check=False, capture_output=True, timeout=10 * DEADLINE).returncode:
