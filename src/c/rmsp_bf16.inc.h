@@ -108,10 +108,13 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
     for (size_t i = 0; i < n; i += PIECE) {
         float wide_param[PIECE], wide_grad[PIECE], wide_avg[PIECE];
         uint32_t pairs[HALF];
-        uint16_t *const param16 = (uint16_t *)param + i, *const low16 = low + i;
+        uint16_t *const param16 = (uint16_t *)param + i;
+        uint16_t *const low16 = param_storage == RMSP_PARAM_SPLIT ? low + i : NULL;
         float *const params = param_storage == RMSP_PARAM_F32 ? (float *)param + i : wide_param;
         const float *const grads = grad16 ? wide_grad : (const float *)grad + i;
         float *const means = avg16 ? wide_avg : (float *)square_avg + i;
+        float *const momenta = has_momentum ? momentum_buffer + i : NULL;
+        float *const grad_means = centered ? grad_avg + i : NULL;
 
         if (avg16 || param_storage == RMSP_PARAM_ROUNDED) {
             for (uint32_t k = 0; k < HALF; k++) pairs[k] = rmsp_mix(start + k * RMSP_WORD_STEP);
@@ -123,7 +126,7 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
         if (avg16) FUNCTION(read_piece)(by_words, (const uint16_t *)square_avg + i, wide_avg);
 
 #define STEP(momentum, l2, neutral) \
-    FUNCTION(step_piece)(momentum, centered, l2, neutral, c, params, grads, means, momentum_buffer + i, grad_avg + i)
+    FUNCTION(step_piece)(momentum, centered, l2, neutral, c, params, grads, means, momenta, grad_means)
         if (neutral) {
             STEP(RMSP_MOMENTUM_NONE, 0, 1);
         } else if (!has_momentum && l2) {

@@ -572,7 +572,7 @@ static rmsp_reason order_ranges(rmsp_plan *plan, const rmsp_array *const arrays[
         const rmsp_slot *const slot = &plan->slots[i];
         if (slot->low < slot->high) ranges[count++] = (rmsp_range){slot->low, slot->high, i, RMSP_PARAM};
         for (int k = RMSP_SQUARE_AVG; k < RMSP_ARRAY_COUNT && slot->low < slot->high; k++) {
-            rmsp_range range = {0, 0, i, k};
+            rmsp_range range = {.leaf = i, .array = k};
             if (!is_given(arrays, i, k)) continue;
             range_of(&arrays[k][i], &range.low, &range.high);
             ranges[count++] = range;

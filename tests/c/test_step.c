@@ -83,6 +83,26 @@ static void test_nonfinite_counts(void)
     }
 }
 
+/* bfloat16 gradients are looked at in blocks. */
+static void test_nonfinite_in_bfloat16(void)
+{
+    enum { N = 2 * RMSP_BLOCK + 5 };
+    static const ptrdiff_t shape[] = {N};
+    static const size_t places[] = {1, RMSP_BLOCK, N - 1};
+    sample *const s = new_sample(1, 1);
+    rmsp_found found;
+    s->plan.rules.nonfinite = RMSP_REPORT;
+    set_leaf(s, 0, new_array(RMSP_F32, 1, shape, LIE_C), 0, 0);
+    finish_sample(s);
+    set_grad(s, 0, new_array(RMSP_BF16, 1, shape, LIE_C));
+    for (size_t e = 0; e < N; e++) set_real(&s->grads[0]->a, e, 1);
+    for (size_t k = 0; k < 3; k++) set_real(&s->grads[0]->a, places[k], INFINITY);
+    must_bind(s);
+    CHECK(rmsp_step(&s->plan, &found) == RMSP_NONFINITE);
+    CHECK(found.leaf == 0 && found.count == 3 && found.size == N);
+    free_sample(s);
+}
+
 /* The sum of the squares of finite float64 numbers may overflow: that is no reason to skip. */
 static void test_overflow_is_finite(void)
 {
@@ -245,6 +265,7 @@ int main(void)
     rmsp_isa_init();
     test_nonfinite();
     test_nonfinite_counts();
+    test_nonfinite_in_bfloat16();
     test_overflow_is_finite();
     test_clip_factors();
     test_common_norm_overflows();
