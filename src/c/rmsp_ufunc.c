@@ -96,6 +96,7 @@ static void step_in_place(const rmsp_ufunc *ufunc, size_t n, void *const array[R
     plan.groups = &group;
     plan.group_count = 1;
     plan.counts = NULL;
+    plan.threads = 0; /* as many as there may be */
     make_group(&group, ufunc, numbers);
     memcpy(leaf.array, array, sizeof leaf.array);
     if (lrs != NULL) {
