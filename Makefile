@@ -16,7 +16,7 @@ demo: $(VENV)/demo.group $(VENV)/installed ## train a network on handwritten dig
 	$(BIN)/python examples/digits.py
 
 test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/installed ## run the tests
-	@echo "About 8600 tests, five to ten minutes on two cores:"
+	@echo "About 9000 tests, four to ten minutes on two cores:"
 	$(BIN)/python -m pytest
 
 test-c: $(VENV)/build.group ## run the tests of the C library, which need no Python
