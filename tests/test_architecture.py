@@ -27,17 +27,16 @@ LEVELS = (
     ("interop",),
     ("optimizer", "checkpoint", "_bench", "_check"),
     ("functional", "ufuncs", "runtime"),
-    ("_functional",),
     ("state",),
-    ("_plan", "_ufuncs"),
-    ("_leaves", "_core"),
+    ("_plan",),
+    ("_core",),
     ("reference", "shards"),
     ("content",),
     ("presets", "coefficients", "overrides", "buffers", "fileformats"),
     ("options", "arrays", "tree", "atomic_file"),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-COMPILED = ("_core", "_leaves", "_plan", "_ufuncs", "_functional")
+COMPILED = ("_core", "_plan")
 PURE = [module for module in LEVEL if LEVEL[module] >= LEVEL["reference"]]
 
 
@@ -176,7 +175,7 @@ def test_one_loop_body():
     assert len(re.findall(r"\bsqrtf?\(", text)) == len(re.findall(r"\bsqrt\(", step)) == 2
 
 
-@pytest.mark.parametrize("module", [m for m in LEVEL if m not in COMPILED or m == "_functional"])
+@pytest.mark.parametrize("module", [m for m in LEVEL if m not in COMPILED or m == "_plan"])
 def test_docstring_examples_run(module):
     name = "rmsprop_native" if module == "__init__" else f"rmsprop_native.{module}"
     result = doctest.testmod(importlib.import_module(name))

@@ -12,12 +12,12 @@ from cases import DTYPES, ISAS, LAYOUTS, THREADS, hard_numbers
 from conftest import same_bits
 
 import rmsprop_native as rms
-from rmsprop_native import _core, _ufuncs, reference
+from rmsprop_native import _core, reference
 from rmsprop_native.options import Options
 
-WRAPPERS = {name: getattr(rms, name) for name in _ufuncs.UFUNCS}
-OPERANDS = [(name, operand) for name, (arrays, _) in _ufuncs.UFUNCS.items() for operand in range(len(arrays))]
-HYPER_PARAMETERS = [(name, number) for name, (_, numbers) in _ufuncs.UFUNCS.items() for number in numbers]
+WRAPPERS = {name: getattr(rms, name) for name in _core.UFUNCS}
+OPERANDS = [(name, operand) for name, (arrays, _) in _core.UFUNCS.items() for operand in range(len(arrays))]
+HYPER_PARAMETERS = [(name, number) for name, (_, numbers) in _core.UFUNCS.items() for number in numbers]
 RATE_SHAPES = [(6, 1, 1), (6, 50, 1), (6, 50, 40), (1, 50, 1), (1, 1, 1), (40,), (6, 1, 40)]
 NUMBERS = {"lr": 0.03, "rho": 0.9, "momentum": 0.8, "eps": 1e-3, "eps_inside": 0.0}
 
@@ -30,19 +30,19 @@ def _quiet():
 
 
 def numbers_of(wrapper):
-    return {name: NUMBERS[name] for name in _ufuncs.UFUNCS[wrapper][1]}
+    return {name: NUMBERS[name] for name in _core.UFUNCS[wrapper][1]}
 
 
 def draw(wrapper, rng, shape, dtype):
     """The arrays of a wrapper in its order; running means of squares are not negative."""
-    arrays = [hard_numbers(rng, shape, np.dtype(dtype)) for _ in _ufuncs.UFUNCS[wrapper][0]]
+    arrays = [hard_numbers(rng, shape, np.dtype(dtype)) for _ in _core.UFUNCS[wrapper][0]]
     arrays[2] = np.abs(arrays[2])
     return arrays
 
 
 def expected(wrapper, arrays, *, lr, rho, eps, momentum=None, eps_inside=0.0):
     """What the reference makes of the broadcast operands, one set of hyper-parameters at a time."""
-    names, _ = _ufuncs.UFUNCS[wrapper]
+    names, _ = _core.UFUNCS[wrapper]
     dtype = np.result_type(*arrays)
     numbers = [np.asarray(0.0 if x is None else x, np.float64) for x in (lr, rho, momentum, eps, eps_inside)]
     shape = np.broadcast_shapes(*(np.shape(a) for a in arrays), *(x.shape for x in numbers))
@@ -66,7 +66,7 @@ def expected(wrapper, arrays, *, lr, rho, eps, momentum=None, eps_inside=0.0):
 def check(wrapper, arrays, got, **numbers):
     want = expected(wrapper, arrays, **numbers)
     assert len(got) == len(want)
-    for name, one, other in zip([n for n in _ufuncs.UFUNCS[wrapper][0] if n != "grad"], got, want, strict=True):
+    for name, one, other in zip([n for n in _core.UFUNCS[wrapper][0] if n != "grad"], got, want, strict=True):
         assert same_bits(one, other), name
 
 
@@ -86,7 +86,7 @@ def test_bits_of_the_reference(n, wrapper, dtype, isa, rng):
 @pytest.mark.parametrize("n", [8193, 40_000])
 def test_bits_of_update_(n, wrapper, dtype, isa, rng):
     rms.use_isa(isa)
-    names, _ = _ufuncs.UFUNCS[wrapper]
+    names, _ = _core.UFUNCS[wrapper]
     arrays = draw(wrapper, rng, n, DTYPES[dtype])
     param = arrays[0].copy()
     options = {"momentum": 0.8} if "momentum_buffer" in names else {}
@@ -425,7 +425,7 @@ def test_one_output_may_be_none():
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_the_wrapper_and_its_ufunc_agree(wrapper):
-    arrays, numbers = _ufuncs.UFUNCS[wrapper]
+    arrays, numbers = _core.UFUNCS[wrapper]
     parameters = inspect.signature(WRAPPERS[wrapper]).parameters
     assert list(parameters) == [*arrays, *numbers, "out", "where", "kwargs"]
     ufunc = WRAPPERS[wrapper].ufunc

@@ -1,11 +1,16 @@
 # cython: language_level=3
-"""The compiled library in Python: instruction set, threads, and the claim on a state; it owns all process-wide state.
+"""The compiled library in Python: instruction set, threads, the claim on a state, and the ufuncs; it owns all
+process-wide state.
 
-The other compiled modules call the library through the functions of _core.pxd.
+The other compiled module calls the library through the functions of _core.pxd.
 """
 
+import numpy as np
+
 cimport cython
+cimport numpy as cnp
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyTypeObject, Py_TYPE
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
@@ -233,3 +238,6 @@ def build():
 
 SPAN = c.RMSP_SPAN
 MAX_THREADS = c.RMSP_MAX_THREADS
+
+
+include "_ufuncs.pxi"

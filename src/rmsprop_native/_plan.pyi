@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Self, final
+from typing import Any, Self, TypeVar, final
 
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
@@ -8,7 +8,10 @@ from rmsprop_native._core import Claim
 from rmsprop_native.coefficients import Group
 from rmsprop_native.options import Options
 from rmsprop_native.overrides import Rates
+from rmsprop_native.state import State
 from rmsprop_native.tree import Tree
+
+_Params = TypeVar("_Params")
 
 BUFFERS: tuple[str, ...]
 
@@ -18,6 +21,9 @@ def check_state(owner: object, params: object, grads: object) -> None: ...
 def find_bfloat16() -> bool: ...
 def is_torch_tensor(leaf: object) -> bool: ...
 def use_exchange_table(wanted: bool) -> bool: ...
+def update_(
+    params: _Params, grads: Any, state: State, *, lr: float | None = None, grad_scale: float = 1.0
+) -> _Params: ...
 
 @disjoint_base
 class Plan:

@@ -23,7 +23,7 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_Clear
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.object cimport PyObject, PyTypeObject, Py_TYPE
+from cpython.object cimport PyObject, PyTypeObject, Py_EQ, Py_TYPE
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stddef cimport ptrdiff_t
@@ -32,24 +32,20 @@ from libc.string cimport memcmp, memcpy, memset
 
 from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
-from rmsprop_native._leaves cimport RMSP_FREE_THREADED, Node, borrow, take
 
 from rmsprop_native.arrays import RowGrad, bfloat16, merge_rows, no_state, refusal, title
 from rmsprop_native.buffers import PAGE, place
 from rmsprop_native.coefficients import check_lr
-from rmsprop_native.tree import LEAF
+from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
 
 cnp.import_array()
 
 cdef extern from "Python.h":
     bint PyFloat_Check(object o) noexcept
     bint PyType_IsSubtype(PyTypeObject *one, PyTypeObject *other) noexcept
-    bint PyList_CheckExact(object o) noexcept
     Py_ssize_t PyList_GET_SIZE(object o) noexcept
     PyObject *PyList_GET_ITEM(object o, Py_ssize_t i) noexcept
-    int PyDict_Next(PyObject *o, Py_ssize_t *position, PyObject **key, PyObject **value) noexcept
     void Py_XDECREF(PyObject *o) noexcept
-    PyObject **PySequence_Fast_ITEMS(object o) noexcept
     PyObject *PyImport_GetModuleDict() noexcept
     PyObject *PyModule_GetDict(PyObject *module) noexcept
     bint PyModule_Check(PyObject *o) noexcept
@@ -83,6 +79,7 @@ cdef int BUFFER_COUNT = len(BUFFERS)
 cdef dict NONFINITE = {"propagate": c.RMSP_PROPAGATE, "skip": c.RMSP_SKIP, "raise": c.RMSP_REPORT}
 
 
+include "_leaves.pxi"
 include "_sources.pxi"
 
 
@@ -806,11 +803,11 @@ cdef class Plan:
             ):
                 self._release_leaves()
                 return False
-        elif self.root.flat and PyList_CheckExact(<object>params) and PyList_CheckExact(<object>grads):
+        elif self.root.flat and PyList_CheckExact(params) and PyList_CheckExact(grads):
             if <size_t>PyList_GET_SIZE(<object>params) != n or <size_t>PyList_GET_SIZE(<object>grads) != n:
                 return False
-            param[0] = PySequence_Fast_ITEMS(<object>params)
-            grad[0] = PySequence_Fast_ITEMS(<object>grads)
+            param[0] = PySequence_Fast_ITEMS(params)
+            grad[0] = PySequence_Fast_ITEMS(grads)
             return True
         param[0] = self.leaves
         grad[0] = self.leaves + n
@@ -1069,7 +1066,8 @@ cdef class PlanOwner:
     array where the caches hold other things (bench/NOTES.md).
 
     The claim stays the same one for good, so that whoever finds it finds the plan that it is of: only a caller that has
-    the claim may give another plan.
+    the claim may give another plan. A subclass has `_step_with_new_numbers`, which update_ calls where the plan needs
+    other coefficients.
     """
     cdef public _core.Claim _claim
     cdef object plan
@@ -1113,3 +1111,6 @@ cdef bint step(object owner, object params, object grads, object lr, object grad
         return (<Plan>(<PlanOwner>owner).plan).try_step(params, grads, lr, grad_scale)
     finally:
         _core.release(claim)
+
+
+include "_functional.pxi"

@@ -220,7 +220,7 @@ cdef class TensorPlan(Plan):
             raise TypeError(f"the optimizer's state is a {type(state).__name__}, not a dict")
         for g in range(len(groups)):
             found = PyDict_GetItemWithError(<object>groups[g], PARAMS)
-            if found == NULL or not PyList_CheckExact(<object>found):
+            if found == NULL or not PyList_CheckExact(found):
                 return WANTS_PLAN
             params = <object>found
             mask = self.masks[g]

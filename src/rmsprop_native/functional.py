@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from rmsprop_native._functional import update_
-from rmsprop_native._plan import check_state, is_torch_tensor
+from rmsprop_native._plan import check_state, is_torch_tensor, update_
 from rmsprop_native.tree import flatten
 
 if TYPE_CHECKING:

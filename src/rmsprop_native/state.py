@@ -49,7 +49,6 @@ __all__ = [
     "of_values",
     "options_of",
     "state_of",
-    "step_with_new_numbers",
 ]
 
 
@@ -321,6 +320,35 @@ class State(PlanOwner):
         new._plan = self._plan.copy(new._claim)
         return new
 
+    def _step_with_new_numbers(self, params: Any, grads: Any, lr: object, grad_scale: object) -> None:
+        """Give the plan the coefficients of its next step, and take it.
+
+        `update_` calls it at the first step, after a change of options, and where a number of a call is no float or so
+        large that it must be checked.
+
+        Parameters
+        ----------
+        params, grads, lr, grad_scale
+            As for `update_`.
+
+        Raises
+        ------
+        Exception
+            As `update_`; what a schedule raises passes through.
+        """
+        with self._claim:  # schedules run Python code; no other step may come between
+            rate = None if lr is None else check_lr(lr)
+            scale = check_number("grad_scale", grad_scale)
+            rates = _rates(self._groups, self._dtypes, rate, scale, self.step)
+            formed = [group_of(leaf.options, 0.0, 1.0) for leaf in self._groups]
+            lrs = [leaf.options.lr for leaf in self._groups]
+            own_lrs = [leaf.own_lr for leaf in self._groups]
+            self._plan.set_numbers(
+                formed, lrs, own_lrs, self._leaf_groups, self._leaf_rates, self._options, self._largest
+            )
+            self._plan.set_call_numbers(rates, scale, rate)
+            self._plan.step_claimed(params, grads)
+
     # ---- saved ----
 
     def state_dict(self) -> dict[str, Any]:
@@ -478,36 +506,6 @@ def _rates_of_leaves(
         rates = groups[group].rates
         made.append(None if rates is None else rates_of_leaf(rates, path, buffer))
     return made
-
-
-def step_with_new_numbers(params: Any, grads: Any, state: State, lr: object, grad_scale: object) -> None:
-    """Give the plan of `state` the coefficients of its next step, and take it.
-
-    The plan asks for it at its first step, after a change of options, and where a number of a call is no float or so
-    large that it must be checked.
-
-    Parameters
-    ----------
-    params, grads, state, lr, grad_scale
-        As for `update_`.
-
-    Raises
-    ------
-    Exception
-        As `update_`; what a schedule raises passes through.
-    """
-    with state._claim:  # schedules run Python code; no other step may come between
-        rate = None if lr is None else check_lr(lr)
-        scale = check_number("grad_scale", grad_scale)
-        rates = _rates(state._groups, state._dtypes, rate, scale, state.step)
-        formed = [group_of(leaf.options, 0.0, 1.0) for leaf in state._groups]
-        lrs = [leaf.options.lr for leaf in state._groups]
-        own_lrs = [leaf.own_lr for leaf in state._groups]
-        state._plan.set_numbers(
-            formed, lrs, own_lrs, state._leaf_groups, state._leaf_rates, state._options, state._largest
-        )
-        state._plan.set_call_numbers(rates, scale, rate)
-        state._plan.step_claimed(params, grads)
 
 
 def check_square_avg(options: Options, paths: Sequence[str], dtypes: Sequence[np.dtype[Any]]) -> None:

@@ -1,22 +1,15 @@
-# cython: language_level=3
-"""The walk over nested dicts, lists and tuples that runs no Python code, and collects borrowed references.
-
-All other containers are left to Tree.leaves, which runs Python code; the plan holds references to what it gives. Where
-Python has no GIL, another thread may change a container at any time: the walk takes references then.
-"""
-
-cimport cython
-from cpython.object cimport Py_EQ, PyObject
-from cpython.ref cimport Py_INCREF
-
-from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
+# The walk over nested dicts, lists and tuples that runs no Python code, and collects borrowed references; included by
+# _plan.pyx.
+#
+# All other containers are left to Tree.leaves, which runs Python code; the plan holds references to what it gives.
+# Where Python has no GIL, another thread may change a container at any time: the walk takes references then.
 
 # Of borrowed references, so that no references are counted on the way.
 cdef extern from "Python.h":
     bint PyDict_CheckExact(PyObject *o) noexcept
-    PyObject *PyDict_GetItemWithError(PyObject *o, PyObject *key) noexcept
+    PyObject *borrow_item "PyDict_GetItemWithError" (PyObject *o, PyObject *key) noexcept
     bint PyDict_Next(PyObject *o, Py_ssize_t *place, PyObject **key, PyObject **value) noexcept
-    bint PyList_CheckExact(PyObject *o) noexcept
+    bint PyList_CheckExact (PyObject *o) noexcept
     bint PyLong_CheckExact(PyObject *o) noexcept
     bint PyUnicode_CheckExact(PyObject *o) noexcept
     int PyObject_RichCompareBool(PyObject *one, PyObject *other, int operator) noexcept
@@ -26,6 +19,11 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
+    #ifdef Py_GIL_DISABLED
+    #define RMSP_FREE_THREADED 1
+    #else
+    #define RMSP_FREE_THREADED 0
+    #endif
     #define rmsp_dict_size(d) (((PyDictObject *)(d))->ma_used)
     #define rmsp_tuple_items(t) (&PyTuple_GET_ITEM(t, 0))
     /* A tuple, or a namedtuple: a class that does not override how tuple looks its items up. __getitem__ fills
@@ -38,6 +36,7 @@ cdef extern from *:
                type->tp_as_mapping->mp_subscript == PyTuple_Type.tp_as_mapping->mp_subscript;
     }
     """
+    const bint RMSP_FREE_THREADED
     Py_ssize_t rmsp_dict_size(PyObject *d) noexcept
     PyObject **rmsp_tuple_items(PyObject *t) noexcept
     bint rmsp_is_plain_tuple(PyObject *o) noexcept
@@ -48,6 +47,13 @@ cdef int KIND_EMPTY = EMPTY, KIND_DICT = DICT, KIND_SEQUENCE = SEQUENCE
 @cython.final
 cdef class Node:
     # A Tree with its fields in C, for the walk.
+    cdef int kind
+    cdef Py_ssize_t count  # of children
+    cdef size_t size  # leaves below
+    cdef tuple keys, children
+    cdef bint flat
+    cdef PyObject **key
+    cdef PyObject **child
 
     def __init__(self, object tree):
         self.kind = tree.kind
@@ -150,7 +156,7 @@ cdef PyObject **borrow_by_name(Node node, PyObject *tree, PyObject **into) noexc
     for i in range(node.count):
         if not is_plain_key(node.key[i]):
             return NULL
-        value = PyDict_GetItemWithError(tree, node.key[i])
+        value = borrow_item(tree, node.key[i])
         if value == NULL:
             return NULL
         into = take_child(node, i, value, into)

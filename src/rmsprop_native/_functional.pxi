@@ -1,11 +1,9 @@
-# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-"""The step in place, compiled: its call needs no Python frame, which takes a quarter of the step of one small array."""
+# The step in place, compiled: its call needs no Python frame, which takes a quarter of the step of one small array;
+# included by _plan.pyx.
 
-from rmsprop_native cimport _plan
-
-from rmsprop_native.state import step_with_new_numbers
-
-
+@cython.binding(False)
+@cython.embedsignature(True)
+@cython.embedsignature.format("clinic")
 def update_(params, grads, state, *, lr=None, grad_scale=1.0):
     """Take one RMSProp step in place.
 
@@ -67,6 +65,6 @@ def update_(params, grads, state, *, lr=None, grad_scale=1.0):
     >>> bool(np.abs(w).max() < 0.1), state.step
     (True, 100)
     """
-    if not _plan.step(state, params, grads, lr, grad_scale):
-        step_with_new_numbers(params, grads, state, lr, grad_scale)
+    if not step(state, params, grads, lr, grad_scale):
+        state._step_with_new_numbers(params, grads, lr, grad_scale)
     return params

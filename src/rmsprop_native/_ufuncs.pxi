@@ -1,15 +1,4 @@
-# cython: language_level=3
-"""The ufuncs: registered with NumPy; simple calls in place go to the C library directly."""
-
-import numpy as np
-
-cimport numpy as cnp
-from cpython.object cimport PyTypeObject, Py_TYPE
-from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport uintptr_t
-
-from rmsprop_native cimport rmsp as c
-from rmsprop_native cimport _core
+# The ufuncs: registered with NumPy; simple calls in place go to the C library directly. Included by _core.pyx.
 
 cnp.import_array()
 cnp.import_ufunc()
@@ -34,14 +23,12 @@ UFUNCS = {
 cdef enum:
     UFUNC_COUNT = 4
     MAX_DTYPES = 8  # checked by make_ufuncs
-    MAX_OPERANDS = 16
 
 # What NumPy keeps pointers to: for each ufunc a loop for each dtype of the library, with hyper-parameters in double.
 cdef cnp.PyUFuncGenericFunction ufunc_loops[MAX_DTYPES]
 cdef c.rmsp_ufunc ufunc_specs[UFUNC_COUNT][MAX_DTYPES]
 cdef void *ufunc_data[UFUNC_COUNT][MAX_DTYPES]
-cdef char ufunc_types[UFUNC_COUNT][MAX_DTYPES * MAX_OPERANDS]
-cdef bytes ufunc_names = b"".join([name.encode().ljust(32, b"\0") for name in UFUNCS])
+cdef list ufunc_kept = []  # types and names
 cdef int type_nums[MAX_DTYPES]
 
 
@@ -51,22 +38,23 @@ cdef list make_ufuncs():
     if c.RMSP_DTYPE_COUNT > MAX_DTYPES or len(UFUNCS) != UFUNC_COUNT:
         raise SystemError("the tables of the ufuncs are too small")
     for dtype in range(c.RMSP_DTYPE_COUNT):
-        ufunc_loops[dtype] = <cnp.PyUFuncGenericFunction>_core.ufunc_loop()
-        type_nums[dtype] = np.dtype(chr(_core.dtype_info(dtype).code)).num
-    for i, (arrays, numbers) in enumerate(UFUNCS.values()):
+        ufunc_loops[dtype] = <cnp.PyUFuncGenericFunction>c.rmsp_ufunc_loop
+        type_nums[dtype] = np.dtype(chr(c.rmsp_dtypes[dtype].code)).num
+    for i, (name, (arrays, numbers)) in enumerate(UFUNCS.items()):
+        signatures = []
         for dtype in range(c.RMSP_DTYPE_COUNT):
             ufunc_specs[i][dtype].dtype = dtype
             ufunc_specs[i][dtype].momentum = "momentum_buffer" in arrays
             ufunc_specs[i][dtype].centered = "grad_avg" in arrays
             ufunc_data[i][dtype] = &ufunc_specs[i][dtype]
-            types = [type_nums[dtype]] * len(arrays) + [cnp.NPY_FLOAT64] * len(numbers)
-            types += [type_nums[dtype]] * (len(arrays) - 1)
-            for place, number in enumerate(types):
-                ufunc_types[i][dtype * len(types) + place] = number
+            signatures += [type_nums[dtype]] * len(arrays) + [cnp.NPY_FLOAT64] * len(numbers)
+            signatures += [type_nums[dtype]] * (len(arrays) - 1)
+        types, name = bytes(signatures), name.encode()
+        ufunc_kept.append((types, name))
         made.append(
             cnp.PyUFunc_FromFuncAndData(
-                ufunc_loops, ufunc_data[i], ufunc_types[i], c.RMSP_DTYPE_COUNT, len(arrays) + len(numbers),
-                len(arrays) - 1, cnp.PyUFunc_None, <const char *>ufunc_names + 32 * i, NULL, 0
+                ufunc_loops, ufunc_data[i], <char *><bytes>types, c.RMSP_DTYPE_COUNT, len(arrays) + len(numbers),
+                len(arrays) - 1, cnp.PyUFunc_None, <char *><bytes>name, NULL, 0
             )
         )
     return made
@@ -125,7 +113,11 @@ cdef size_t rates_run(object lr, object array) noexcept:
     return run
 
 
-def step_in_place(object ufunc, tuple operands, tuple out):
+# Floating-point exceptions, as NumPy calls them.
+EXCEPTIONS = {"divide": FE_DIVBYZERO, "over": FE_OVERFLOW, "under": FE_UNDERFLOW, "invalid": FE_INVALID}
+
+
+def step_in_place(object ufunc, tuple operands, tuple out, object report):
     """Do what the ufunc would do, at a tenth of the cost of its call, if the call is a simple one.
 
     Parameters
@@ -134,6 +126,9 @@ def step_in_place(object ufunc, tuple operands, tuple out):
         One of ours.
     operands, out : tuple
         Its inputs and outputs.
+    report : callable
+        Called with the ufunc, bits of EXCEPTIONS and the dtype where the step raised floating-point exceptions, of
+        which NumPy does not know.
 
     Returns
     -------
@@ -200,35 +195,14 @@ def step_in_place(object ufunc, tuple operands, tuple out):
             ):
                 return False
     spec = &ufunc_specs[place][dtype]
-    if _core.is_large(size):
+    if is_large(size):
         with nogil:
-            raised = _core.ufunc_in_place(spec, n, array, numbers, lrs, run)
+            raised = c.rmsp_ufunc_in_place(spec, n, array, numbers, lrs, run)
     else:
-        raised = _core.ufunc_in_place(spec, n, array, numbers, lrs, run)
+        raised = c.rmsp_ufunc_in_place(spec, n, array, numbers, lrs, run)
     if raised:
         report(ufunc, raised, first.dtype)
     return True
-
-
-cdef int report(object ufunc, int raised, object dtype) except -1:
-    """Have NumPy report floating-point exceptions as np.errstate says, under the name of the ufunc: call it on a few
-    numbers that raise the same ones. So no exceptions need be stored between calls."""
-    info = np.finfo(dtype)
-    # The gradient and square_avg of a step with rho 1/2 that raises this exception and no other one.
-    raising = {
-        FE_DIVBYZERO: (1, -1),  # square_avg becomes 0
-        FE_OVERFLOW: (info.max, 1),
-        FE_UNDERFLOW: (info.tiny, 1),
-        FE_INVALID: (np.inf, np.inf),  # inf / inf
-    }
-    grads, squares = zip(*[numbers for flag, numbers in raising.items() if raised & flag])
-    grad, square_avg = np.array(grads, dtype), np.array(squares, dtype)
-    zeros = np.zeros_like(grad)
-    arrays, _ = UFUNCS[ufunc.__name__]
-    values = {"param": zeros, "grad": grad, "square_avg": square_avg, "momentum_buffer": zeros, "grad_avg": -grad}
-    numbers = {"lr": 1.0, "rho": 0.5, "momentum": 0.5, "eps": 0.0, "eps_inside": 0.0}
-    ufunc(*[values[name] for name in arrays], *[numbers[name] for name in UFUNCS[ufunc.__name__][1]])
-    return 0
 
 
 def overlapping(tuple out):
@@ -237,14 +211,14 @@ def overlapping(tuple out):
     cdef Py_ssize_t i, j
     cdef c.rmsp_array one, other
     for i in range(len(out)):
-        if cnp.PyArray_Check(out[i]) and _core.overlaps_itself(
+        if cnp.PyArray_Check(out[i]) and c.rmsp_overlaps_itself(
             cnp.PyArray_NDIM(<cnp.ndarray>out[i]), <const ptrdiff_t *>cnp.PyArray_DIMS(<cnp.ndarray>out[i]),
             <const ptrdiff_t *>cnp.PyArray_STRIDES(<cnp.ndarray>out[i]), cnp.PyArray_ITEMSIZE(<cnp.ndarray>out[i])
         ):
             return i, i
         for j in range(i):
             if describe(out[i], &one) and describe(out[j], &other):
-                if _core.arrays_overlap(&one, &other):
+                if c.rmsp_arrays_overlap(&one, &other):
                     return j, i
             # Results may be cast to outputs of other dtypes.
             elif isinstance(out[i], np.ndarray) and isinstance(out[j], np.ndarray) and np.shares_memory(out[i], out[j]):
