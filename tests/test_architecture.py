@@ -33,7 +33,7 @@ LEVELS = (
     ("reference", "shards"),
     ("content",),
     ("presets", "coefficients", "overrides", "buffers", "fileformats"),
-    ("options", "arrays", "tree", "atomic_file"),
+    ("options", "arrays", "tree", "atomic_file", "exceptions"),
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 COMPILED = ("_core", "_plan")
@@ -75,6 +75,7 @@ TESTED_ELSEWHERE = {
     "formula": ("kernels", "the body of its loops"),
     "kernel": ("kernels", "rmsp_kernels.c instantiates it"),
     "ufunc": ("ufuncs", "ufuncs.py is how a user reaches it"),
+    "exceptions": ("ufuncs", "a ufunc's call in place calls it"),
     "_sources": ("arrays", "they describe the arrays; those of tensors are tested beside torch, in tests/peers"),
     "_tensors": ("plan", "a part of _plan.pyx for torch, tested in tests/peers/test_interop_torch.py"),
 }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
+import pickle
 import sys
 import threading
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -270,3 +273,12 @@ def test_parts_of_a_leaf_have_the_random_bits_of_the_whole(cuts, layout, rng):
         rms.update_(params, np.split(grad, cuts), of_parts)
         assert same_bits(np.concatenate(params), whole)
         assert same_bits(np.concatenate(of_parts.square_avg), state.square_avg[1])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, *(partial(pickle.dumps, protocol=p) for p in range(6))])
+def test_plans_and_claims_are_in_no_pickle(copied):
+    """Their fields are addresses."""
+    state = rms.init([np.zeros(3)])
+    for part in (state._plan, state._claim):
+        with pytest.raises(TypeError, match="cannot pickle"):
+            copied(part)

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any, Self, final
 
 import numpy as np
@@ -33,16 +32,10 @@ def use_isa(name: str) -> bool: ...
 def build() -> dict[str, Any]: ...
 
 UFUNCS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
-EXCEPTIONS: dict[str, int]
 rmsprop: np.ufunc
 rmsprop_momentum: np.ufunc
 rmsprop_centered: np.ufunc
 rmsprop_centered_momentum: np.ufunc
 
-def step_in_place(
-    ufunc: np.ufunc,
-    operands: tuple[Any, ...],
-    out: tuple[Any, ...],
-    report: Callable[[np.ufunc, int, np.dtype[Any]], None],
-) -> bool: ...
+def step_in_place(ufunc: np.ufunc, operands: tuple[Any, ...], out: tuple[Any, ...]) -> bool: ...
 def overlapping(out: tuple[Any, ...]) -> tuple[int, int] | None: ...

@@ -17,6 +17,8 @@ from libc.string cimport memcpy
 
 from rmsprop_native cimport rmsp as c
 
+from rmsprop_native.exceptions import report
+
 cdef extern from "rmsp_build.h":
     const char *RMSP_BUILD_COMPILER
     const char *RMSP_BUILD_TYPE
@@ -103,6 +105,7 @@ cdef int refuse_claim() except -1:
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class Claim:
     """The right to use a state, which one caller has at a time; and the counts that only that one may change.
 

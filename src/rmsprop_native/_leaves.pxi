@@ -45,6 +45,7 @@ cdef int KIND_EMPTY = EMPTY, KIND_DICT = DICT, KIND_SEQUENCE = SEQUENCE
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class Node:
     # A Tree with its fields in C, for the walk.
     cdef int kind

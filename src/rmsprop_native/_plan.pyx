@@ -23,19 +23,21 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.exc cimport PyErr_Clear
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.number cimport PyNumber_Float
 from cpython.object cimport PyObject, PyTypeObject, Py_EQ, Py_TYPE
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from rmsprop_native cimport rmsp as c
 from rmsprop_native cimport _core
 
 from rmsprop_native.arrays import RowGrad, bfloat16, merge_rows, no_state, refusal, title
 from rmsprop_native.buffers import PAGE, place
-from rmsprop_native.coefficients import check_lr
+from rmsprop_native.coefficients import check_lr, flat_of
 from rmsprop_native.tree import DICT, EMPTY, FIELDS, LEAF, SEQUENCE
 
 cnp.import_array()
@@ -56,7 +58,14 @@ cdef extern from "Python.h":
 cdef extern from *:
     """
     #define rmsp_typeobj_of(array) (PyArray_DESCR((PyArrayObject *)(array))->typeobj)
+    /* Whether an object is a float of the same bits: -0.0 is not 0.0, which gives other signs. */
+    #define rmsp_is_number(o, number) \\
+        (PyFloat_Check(o) && memcmp(&((PyFloatObject *)(o))->ob_fval, &(double){number}, sizeof(double)) == 0)
+    #define RMSP_FLAT_COUNT (7 + sizeof(rmsp_coef) / sizeof(double)) /* of the numbers of flat_of */
     """
+    enum:
+        RMSP_FLAT_COUNT
+    bint is_number "rmsp_is_number" (object o, double number) noexcept
     PyTypeObject *typeobj_of "rmsp_typeobj_of" (cnp.ndarray array) noexcept
 
 
@@ -73,7 +82,6 @@ cdef tuple ARRAYS = ("parameter", "gradient", *BUFFERS)
 cdef dict MOMENTUM = {
     "none": c.RMSP_MOMENTUM_NONE, "classic": c.RMSP_MOMENTUM_CLASSIC, "nesterov": c.RMSP_MOMENTUM_NESTEROV
 }
-cdef int COEFFICIENT_COUNT = sizeof(c.rmsp_coef) // sizeof(double)
 cdef int BUFFER_COUNT = len(BUFFERS)
 
 cdef dict NONFINITE = {"propagate": c.RMSP_PROPAGATE, "skip": c.RMSP_SKIP, "raise": c.RMSP_REPORT}
@@ -125,15 +133,6 @@ cdef bint bind_others(c.rmsp_plan *plan, size_t i, PyObject *param, PyObject *gr
     return bind_described(plan, i, &p, &g)
 
 
-cdef inline bint is_number(object o, double number) noexcept:
-    """Whether an object is a float of the same bits: -0.0 is not 0.0, which gives other signs."""
-    cdef double value
-    if not PyFloat_Check(o):
-        return False
-    value = PyFloat_AS_DOUBLE(o)
-    return memcmp(&value, &number, sizeof(double)) == 0
-
-
 cdef object copy_tree(Node node, object tree):
     """A copy of a tree of usual containers and ndarrays proper; NotImplemented for any other."""
     cdef Py_ssize_t i
@@ -180,6 +179,7 @@ cdef void *next_table(uintptr_t *end, size_t size) noexcept:
     return table
 
 
+@cython.auto_pickle(False)
 cdef class Plan:
     """The buffers of one state, and what is known of its arrays, laid out for one call of the library a step.
 
@@ -360,7 +360,7 @@ cdef class Plan:
     cdef bint _has_buffer(self, size_t i, int k) noexcept:
         return k != c.RMSP_LOW_HALF or self.plan.slots[i].type == c.RMSP_BF16
 
-    def _bytes_of(self, size_t i, str name):
+    cdef size_t _bytes_of(self, size_t i, str name) except? -1:
         """The bytes of a leaf's buffer, 0 where it has none of that name."""
         cdef int k = <int>c.RMSP_SQUARE_AVG + BUFFERS.index(name)
         if not self._has_buffer(i, k):
@@ -497,23 +497,24 @@ cdef class Plan:
         """
         cdef size_t i
         cdef int k
+        cdef double flat[RMSP_FLAT_COUNT]
+        cdef tuple numbers
         cdef c.rmsp_group *made = <c.rmsp_group *>PyMem_Calloc(len(groups), sizeof(c.rmsp_group))
         if made == NULL:
             raise MemoryError()
         self.ready = self.current = False
         try:
             for i, group in enumerate(groups):
-                made[i].momentum = MOMENTUM[group.variant.momentum]
-                made[i].centered, made[i].l2 = group.variant.centered, group.variant.l2
-                made[i].bias_correction, made[i].ema = group.bias_correction, group.ema
-                made[i].clip_norm = group.clip_norm
-                made[i].lr_outside, made[i].decay = group.lr_outside, group.decay
-                if len(group.numbers) != COEFFICIENT_COUNT:
+                numbers = <tuple?>flat_of(group, options.accumulate)
+                if len(numbers) != RMSP_FLAT_COUNT:
                     raise SystemError("Coefficients are not those of rmsp_coef")
-                for k in range(COEFFICIENT_COUNT):
-                    (<double *>&made[i].coef)[k] = group.numbers[k]
-                if options.accumulate > 1:
-                    made[i].coef.grad_scale = 1.0 / options.accumulate  # the sum is scaled already
+                for k in range(RMSP_FLAT_COUNT):
+                    flat[k] = numbers[k]
+                made[i].momentum = MOMENTUM[group.variant.momentum]
+                made[i].centered, made[i].l2 = <int>flat[0], <int>flat[1]
+                made[i].bias_correction, made[i].lr_outside = <int>flat[2], <int>flat[3]
+                made[i].decay, made[i].ema, made[i].clip_norm = flat[4], flat[5], flat[6]
+                memcpy(&made[i].coef, flat + 7, sizeof(c.rmsp_coef))
                 c.rmsp_group_refresh(&made[i])
             self._set_rules(groups, options)
             steady = not any([callable(lr) for lr in lrs])
@@ -605,7 +606,7 @@ cdef class Plan:
         cdef c.rmsp_rules rules
         rules.accumulate = options.accumulate
         rules.grad_scale = 1.0
-        rules.clip_global_norm = float("inf") if options.clip_global_norm is None else options.clip_global_norm
+        rules.clip_global_norm = INFINITY if options.clip_global_norm is None else options.clip_global_norm
         rules.nonfinite = NONFINITE[options.on_nonfinite]
         rules.clips = options.clip_global_norm is not None or any(
             [group.clip_norm < rules.clip_global_norm for group in groups]
@@ -1101,8 +1102,8 @@ def check_state(object owner, object params, object grads):
 
 cdef bint step(object owner, object params, object grads, object lr, object grad_scale) except -1:
     cdef _core.Claim claim
-    if not is_state(owner):
-        check_state(owner, params, grads)
+    if not isinstance(owner, PlanOwner) or (<PlanOwner>owner)._claim is None:
+        check_state(owner, params, grads)  # raises
     claim = (<PlanOwner>owner)._claim
     _core.take(claim)
     try:

@@ -25,6 +25,7 @@ cdef inline long long count_of(real count) noexcept:
 
 
 @cython.final
+@cython.auto_pickle(False)
 cdef class TensorPlan(Plan):
     """What is known of the parameters that an optimizer of torch steps, for one call of the library a step.
 
@@ -163,7 +164,7 @@ cdef class TensorPlan(Plan):
                 return WANTS_NUMBERS
             lr = <object>value
             if type(lr) is not float:
-                lr = float(lr)  # an int, a number of NumPy, a tensor
+                lr = PyNumber_Float(lr)  # an int, a number of NumPy, a tensor
             rate = PyFloat_AS_DOUBLE(lr)
             if is_number(self.lrs[g], rate):
                 continue

@@ -21,6 +21,7 @@ __all__ = [
     "check_dtype",
     "check_initial",
     "check_lr",
+    "flat_of",
     "group_of",
     "largest_number",
     "resolve_lr",
@@ -83,6 +84,31 @@ class Group(NamedTuple):
     """Decoupled weight decay; 0.0 where there is none."""
     numbers: Coefficients
     """``bias_correction`` is 1 in these, and ``grad_scale`` that of the call, with the sign of `maximize`."""
+
+
+def flat_of(group: Group, accumulate: int) -> tuple[float, ...]:
+    """The numbers of a group as the compiled plan reads them, one after another.
+
+    Parameters
+    ----------
+    group : Group
+    accumulate : int
+        Calls of which the gradients are summed; the sum is scaled already, but for their number.
+
+    Returns
+    -------
+    tuple of float
+
+    Examples
+    --------
+    >>> from rmsprop_native.coefficients import flat_of, group_of
+    >>> from rmsprop_native.options import Options
+    >>> flat_of(group_of(Options(decoupled_weight_decay=True, weight_decay=0.5), 0.5, 1.0), 1)[:7]
+    (False, False, False, False, 0.5, 0.0, inf)
+    """
+    numbers = group.numbers if accumulate == 1 else group.numbers._replace(grad_scale=1.0 / accumulate)
+    _, centered, l2 = group.variant
+    return centered, l2, group.bias_correction, group.lr_outside, group.decay, group.ema, group.clip_norm, *numbers
 
 
 def variant_of(options: Options) -> Variant:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
-import numpy as np
-
 from rmsprop_native import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
 __all__ = ["rmsprop", "rmsprop_centered", "rmsprop_centered_momentum", "rmsprop_momentum"]
 
@@ -37,7 +37,7 @@ def _call(ufunc: np.ufunc, operands: tuple[Any, ...], out: Any, where: Any, kwar
     if out is not None:
         if not isinstance(out, tuple) or len(out) != ufunc.nout:
             raise TypeError(f"out must be a tuple of {ufunc.nout} arrays or None, one an output of {ufunc.__name__}")
-        if where is True and not kwargs and _core.step_in_place(ufunc, operands, out, _report):
+        if where is True and not kwargs and _core.step_in_place(ufunc, operands, out):
             return out
         found = _core.overlapping(out)
         if found is not None:
@@ -50,27 +50,6 @@ def _call(ufunc: np.ufunc, operands: tuple[Any, ...], out: Any, where: Any, kwar
     if where is not True:
         kwargs["where"] = where
     return ufunc(*operands, **kwargs)
-
-
-def _report(ufunc: np.ufunc, raised: int, dtype: np.dtype[Any]) -> None:
-    """Have NumPy report floating-point exceptions as np.errstate says, under the name of the ufunc: call it on a few
-    numbers that raise the same ones. So no exceptions need be stored between calls.
-    """
-    info = np.finfo(dtype)
-    # The gradient and square_avg of a step with rho 1/2 that raises this exception and no other one.
-    raising = {
-        "divide": (1, -1),  # square_avg becomes 0
-        "over": (info.max, 1),
-        "under": (info.tiny, 1),
-        "invalid": (np.inf, np.inf),  # inf / inf
-    }
-    found = [numbers for kind, numbers in raising.items() if raised & _core.EXCEPTIONS[kind]]
-    grad, square_avg = np.array(found, dtype).T
-    zeros = np.zeros_like(grad)
-    arrays, numbers = _core.UFUNCS[ufunc.__name__]
-    values = {"param": zeros, "grad": grad, "square_avg": square_avg, "momentum_buffer": zeros, "grad_avg": -grad}
-    given = {"lr": 1.0, "rho": 0.5, "momentum": 0.5, "eps": 0.0, "eps_inside": 0.0}
-    ufunc(*[values[name] for name in arrays], *[given[name] for name in numbers])
 
 
 @_named
