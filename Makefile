@@ -35,13 +35,16 @@ test-mpi: $(VENV)/mpi.group $(VENV)/installed ## train in 1 to 4 processes under
 # the sanitizer's library is loaded before it, and what it leaves allocated at its end says nothing, so that leaks are
 # looked for in the C tests. The output of a test is not captured, since a report comes from a process that ends with it.
 SANITIZED = build/sanitize
+HARDENING = build/hardening
 FLAGS_address = address,undefined
 FLAGS_thread = thread
 LIBRARY = $(shell $(CC) -print-file-name=$(1))
 WITH_address = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
   LD_PRELOAD="$(call LIBRARY,libasan.so) $(call LIBRARY,libstdc++.so)"
 WITH_thread = TSAN_OPTIONS=die_after_fork=0 LD_PRELOAD=$(call LIBRARY,libtsan.so)
-PYTEST_WITH = $(WITH_$(1)) PYTHONPATH=$(CURDIR)/$(SANITIZED)/$(1)/site $(BIN)/python -m pytest -q --capture=sys
+PYTEST_WITH = $(WITH_$(1)) PYTHONPATH=$(CURDIR)/$(SANITIZED)/$(1)/site $(BIN)/python -m pytest -q --capture=sys \
+  --junitxml=$(HARDENING)/$@-$(2).xml
+CTEST_WITH = $(BIN)/ctest --test-dir $(SANITIZED)/$(1)/build --output-on-failure --output-junit $(CURDIR)/$(HARDENING)/$@-$(1)-c.xml
 # These read the instructions of the kernels, which the compiler vectorises only in an optimised build.
 UNOPTIMISED = $(addprefix --deselect tests/test_kernels.py::test_every_,loop_is_vectorised array_is_read_once)
 QUICK_FILES = bind leaves plan step state strided ufuncs adversarial_arrays adversarial_containers adversarial_memory
@@ -52,11 +55,12 @@ sanitize-quick: ## the same for the C tests and what is nearest to memory and th
 # torch itself is no sanitized build, so that its threads are not watched.
 WITH_TORCH = $(wildcard tests/peers/test_*torch*.py)
 sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/peers.group $(SANITIZED)/address/built $(SANITIZED)/thread/built
-	ASAN_OPTIONS=detect_leaks=1 $(BIN)/ctest --test-dir $(SANITIZED)/address/build --output-on-failure
-	TSAN_OPTIONS=die_after_fork=0 $(BIN)/ctest --test-dir $(SANITIZED)/thread/build --output-on-failure
-	$(call PYTEST_WITH,address) $(UNOPTIMISED) $(QUICK)
-	$(call PYTEST_WITH,address) $(WITH_TORCH)
-	$(call PYTEST_WITH,thread) -m threads
+	mkdir -p $(HARDENING)
+	ASAN_OPTIONS=detect_leaks=1 $(call CTEST_WITH,address)
+	TSAN_OPTIONS=die_after_fork=0 $(call CTEST_WITH,thread)
+	$(call PYTEST_WITH,address,address) $(UNOPTIMISED) $(QUICK)
+	$(call PYTEST_WITH,address,torch) $(WITH_TORCH)
+	$(call PYTEST_WITH,thread,thread) -m threads
 
 # What gcc finds along all paths of the C library, and that it is standard C99 without each optional feature of a
 # system. gcc 12 takes an array that memcpy fills in a loop for uninitialised; valgrind and the sanitizers watch that.
@@ -88,7 +92,6 @@ freethreaded: $(VENV)/build.group ## tests in many threads on a CPython without 
 	$(WITHOUT_GIL)/bin/python -m pytest -q -m threads tests/test_threads.py tests/test_adversarial_threads.py $(IN_THREADS)
 	$(WITHOUT_GIL)/bin/python -m pytest -q -m "not threads and not slow" --parallel-threads=4 $(IN_THREADS)
 
-HARDENING = build/hardening
 # Of Debian: qemu-user, and for each machine gcc-MACHINE-linux-gnu and its libc6-dev-*-cross. QEMU's emulation of a
 # process ends when a child is forked beside threads, so that test_threads runs on this machine only. Excess precision
 # would change bits: i686 computes with SSE2, s390x as the types say.
@@ -166,13 +169,14 @@ coverage: $(VENV)/hardening.group $(VENV)/peers.group $(VENV)/installed ## lines
 	RMSP_EXAMPLES=30 $(BIN)/python -m coverage run -m pytest -q -k "$(UNTRACED_TESTS)" $(TRACED)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report --show-missing --skip-covered
+	$(BIN)/python -m coverage json -q -o $(HARDENING)/coverage_python.json
 	$(PIP) install --no-build-isolation --no-deps --upgrade --target $(COVERAGE)/site --config-settings=build-dir=$(COVERAGE)/build \
 	  --config-settings=cmake.build-type=Debug --config-settings=cmake.define.RMSPROP_TESTS=ON \
 	  "--config-settings=cmake.define.CMAKE_C_FLAGS=--coverage -fprofile-update=atomic -DNDEBUG" .
 	$(BIN)/ctest --test-dir $(COVERAGE)/build --output-on-failure
 	PYTHONPATH=$(COVERAGE)/site $(BIN)/python -m pytest -q tests/test_storage.py
-	$(GCOVR) --fail-under-line 95
-	$(GCOVR) --fail-under-branch 95 --exclude '.*\.inc\.h'
+	$(GCOVR) --fail-under-line 95 --json-summary $(HARDENING)/coverage_line.json
+	$(GCOVR) --fail-under-branch 95 --exclude '.*\.inc\.h' --json-summary $(HARDENING)/coverage_branch.json
 
 # One operator or number changed at a time, and the tests must fail; a fifth of the mutants, and all with EVERY=1.
 EVERY = 5
@@ -180,8 +184,8 @@ mutation: $(VENV)/test.group $(VENV)/installed ## mutants of the formula, the tr
 	mkdir -p $(HARDENING)
 	$(BIN)/python tests/mutation.py build/mutation --every $(EVERY) --log $(HARDENING)/mutation.log
 
-# The long forms, two at a time. Each leaves its results as JUnit XML, of which tests/reliability.py makes the table of
-# the page.
+# The long forms and the tools, two at a time, those that take longest first. Each leaves its results in a file, of which
+# tests/reliability.py makes the table of the page.
 LONG = random machine attacks forks large leaks
 LONG_random = RMSP_EXAMPLES=20000 $(PYTEST) tests/test_functional.py -k test_anything_with_anything
 LONG_machine = RMSP_MACHINES=1000 $(PYTEST) tests/test_adversarial_sequences.py
@@ -193,9 +197,9 @@ PYTEST = $(BIN)/python -m pytest -q
 $(LONG:%=long-%): long-%: $(VENV)/test.group $(VENV)/installed
 	$(LONG_$*) --junitxml=$(HARDENING)/$*.xml
 
-hardening: $(VENV)/build.group $(VENV)/test.group $(VENV)/hardening.group $(VENV)/installed ## the long forms; writes the table of docs/reliability.md
+hardening: $(VENV)/build.group $(VENV)/test.group $(VENV)/hardening.group $(VENV)/peers.group $(VENV)/installed ## the tools above (of the sanitizers the quick form) and the long forms of tests, in 25 minutes; writes the table of docs/reliability.md
 	mkdir -p $(HARDENING)
-	$(MAKE) -j2 --output-sync=target $(LONG:%=long-%) mutation fuzz memcheck cross analyze clang musl
+	$(MAKE) -j2 --output-sync=target sanitize-quick coverage cross fuzz mutation $(LONG:%=long-%) memcheck clang musl analyze
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md
 
 # The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a

@@ -34,11 +34,21 @@ DEADLINE = 20
 
 # The file, and what kills its mutants, quickest first; a number is one of inputs.
 FORMULA_PROGRAMS = ["fuzz_step 50", "fuzz_ufunc 50", "test_fixed", "test_step", "fuzz_ufunc 1000", "fuzz_step 1000"]
+STORAGE_PROGRAMS = ["test_fixed", *FORMULA_PROGRAMS]
 C_PROGRAMS = {
     "rmsp_bind.c": ["fuzz_bind 300", "test_bind", "fuzz_step 20", "fuzz_bind 3000", "test_step"],
     "rmsp_step.c": ["fuzz_step 50", "test_step", "fuzz_step 1000"],
     "rmsp_formula.inc.h": FORMULA_PROGRAMS,
     "rmsp_kernel.inc.h": FORMULA_PROGRAMS,
+    "rmsp_bf16.inc.h": STORAGE_PROGRAMS,
+    "rmsp_storage.h": STORAGE_PROGRAMS,
+}
+# What is compiled anew with a mutant of another file.
+UNITS = {
+    "rmsp_formula.inc.h": ["rmsp_kernels.c"],
+    "rmsp_kernel.inc.h": ["rmsp_kernels.c"],
+    "rmsp_bf16.inc.h": ["rmsp_kernels.c"],
+    "rmsp_storage.h": ["rmsp_kernels.c", "rmsp_plan.c", "rmsp_dtype.c"],
 }
 PYTHON_TESTS = {
     "reference.py": [
@@ -95,6 +105,8 @@ def other_of(token):
     """What takes the place of a token, or None."""
     if re.fullmatch(r"\d+", token):
         return str(int(token) + 1)
+    if re.fullmatch(r"0[xX][\da-fA-F]+u?", token):
+        return hex(int(token.rstrip("u"), 16) + 1) + "u"
     return OTHER.get(token)
 
 
@@ -112,7 +124,7 @@ def c_tokens(source):
         after = source[found.end() : found.end() + 1]
         is_binary = re.fullmatch(r"\w+|[\])]", before) and before not in ("return", "sizeof", "const", "void", "char")
         is_pointer = token == "*" and (not source[found.start() - 1].isspace() or not after.isspace())
-        if other and (is_binary or token == "!" or token.isdigit()) and not (token in "*&-+" and is_pointer):
+        if other and (is_binary or token == "!" or token[0].isdigit()) and not (token in "*&-+" and is_pointer):
             yield found.start(), token, other
         if token != "\n" and not token.startswith(("/*", "//")):
             before = token
@@ -181,14 +193,14 @@ def build(folder):
 
 def is_killed_in(build_name, folder, mutant):
     """Whether a test of this build fails."""
-    unit = "rmsp_kernels.c" if mutant.file.endswith(".inc.h") else mutant.file
+    units = UNITS.get(mutant.file, [mutant.file])
     with tempfile.TemporaryDirectory() as own:
-        if unit != mutant.file:  # a file is included from the folder of the one that names it
-            for path in (ROOT / "src/c" / unit, *(ROOT / "src/c").glob("*.inc.h")):
-                Path(own, path.name).write_text(path.read_text())
+        # A file is included from the folder of the one that names it.
+        for path in (*(ROOT / "src/c" / unit for unit in units), *(ROOT / "src/c").glob("*.h")):
+            Path(own, path.name).write_text(path.read_text())
         Path(own, mutant.file).write_text(mutant.source)
         try:
-            made = compile_c(Path(own), build_name, Path(own, unit))
+            made = [one for unit in units for one in compile_c(Path(own), build_name, Path(own, unit))]
         except subprocess.CalledProcessError:
             return True
         replaced = {path.name for path in made}

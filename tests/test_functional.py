@@ -6,9 +6,10 @@ import os
 import pickle
 
 import hypothesis.extra.numpy as hnp
+import ml_dtypes
 import numpy as np
 import pytest
-from cases import DTYPES, LAYOUTS, VARIANTS, hard_numbers, option_sets, options_of
+from cases import DTYPES, ISAS, LAYOUTS, VARIANTS, hard_numbers, option_sets, options_of
 from conftest import check_alike, on_reference, refused, same_bits, small_tree, stepped_alike
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,40 +28,54 @@ TREES = {
 }
 
 
-# make hardening tries more.
+F32, B16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)
+STORED = {"square_avg_dtype": st.just("bfloat16"), "master_weights": st.booleans(), "seed": st.integers(0, 2**64 - 1)}
+
+
+# make hardening tries more. Layouts and values follow from the seed: chosen by Hypothesis they take longer than steps.
 @settings(max_examples=int(os.environ.get("RMSP_EXAMPLES", "300")), deadline=None)
-@given(data=st.data(), options=option_sets(), seed=st.integers(0, 2**32 - 1))
-def test_anything_with_anything(data, options, seed):
+@given(
+    isa=st.sampled_from(sorted(ISAS)),
+    shapes=st.lists(hnp.array_shapes(min_dims=0, max_dims=3, max_side=7), min_size=1, max_size=4),
+    tree=st.sampled_from(sorted(TREES)),
+    options=option_sets(),
+    stored=st.fixed_dictionaries({}, optional=STORED),
+    finite=st.booleans(),
+    steps=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_anything_with_anything(isa, shapes, tree, options, stored, finite, steps, seed):
     """Any options, trees, dtypes, layouts; gradients missing, of rows or not finite: the bits of the reference."""
+    rms.use_isa(isa)
     rng = np.random.default_rng(seed)
-    layouts = st.sampled_from(sorted(LAYOUTS))
-    shapes = data.draw(st.lists(hnp.array_shapes(min_dims=0, max_dims=3, max_side=7), min_size=1, max_size=4))
-    dtypes = [np.dtype(data.draw(st.sampled_from(["f4", "f8", "c8", "c16"]))) for _ in shapes]
-    finite = data.draw(st.booleans())
+    layouts = list(LAYOUTS.values())
+    possible = [F32, B16] if "square_avg_dtype" in stored else [F32, B16, *map(np.dtype, ("f8", "c8", "c16"))]
+    dtypes = [possible[rng.integers(len(possible))] for _ in shapes]
 
-    def draw(shape, dtype):
-        real = np.empty(0, dtype).real.dtype
+    def laid(shape, dtype):
+        real = F32 if dtype == B16 else np.empty(0, dtype).real.dtype
         reals = rng.standard_normal((*shape, 2)).astype(real) if finite else hard_numbers(rng, (*shape, 2), real)
-        return reals.view(dtype)[..., 0] if dtype.kind == "c" else np.ascontiguousarray(reals[..., 0])
+        values = reals.view(dtype)[..., 0] if dtype.kind == "c" else reals[..., 0].astype(dtype, order="C")
+        return layouts[rng.integers(len(layouts))](values)
 
-    params = [LAYOUTS[data.draw(layouts)](draw(s, d)) for s, d in zip(shapes, dtypes, strict=True)]
-    tree = TREES[data.draw(st.sampled_from(sorted(TREES)))]
-    tree_of_params = tree(params)
-    ref_params, ref_state = on_reference(tree_of_params, options)
-    state = rms.init(tree_of_params, **options)
-    for _ in range(data.draw(st.integers(1, 4))):
-        grads = []
-        for shape, dtype in zip(shapes, dtypes, strict=True):
-            kind = data.draw(st.sampled_from(["dense", "dense", "none", "rows"]))
-            if kind == "rows" and shape and options.get("accumulate", 1) == 1:
-                rows = rng.integers(0, shape[0], data.draw(st.integers(0, 5)))
-                grads.append(rms.RowGrad(rows, LAYOUTS[data.draw(layouts)](draw((len(rows), *shape[1:]), dtype))))
-            else:
-                grads.append(None if kind == "none" else LAYOUTS[data.draw(layouts)](draw(shape, dtype)))
-        scale = data.draw(st.sampled_from([1.0, 0.25, -3.0]))
-        assert rms.update_(tree_of_params, tree(grads), state, grad_scale=scale) is tree_of_params
-        reference.update_(ref_params, tree(grads), ref_state, grad_scale=scale)
-        check_alike(tree_of_params, state, ref_params, ref_state)
+    def gradient(shape, dtype):
+        kind = rng.choice(["dense", "dense", "none", "rows"])
+        if dtype in (F32, B16):
+            dtype = (F32, B16)[rng.integers(2)]
+        if kind == "rows" and shape and options.get("accumulate", 1) == 1:
+            rows = rng.integers(0, shape[0], rng.integers(6))
+            return rms.RowGrad(rows, laid((len(rows), *shape[1:]), dtype))
+        return None if kind == "none" else laid(shape, dtype)
+
+    params = TREES[tree]([laid(*leaf) for leaf in zip(shapes, dtypes, strict=True)])
+    ref_params, ref_state = on_reference(params, {**options, **stored})
+    state = rms.init(params, **options, **stored)
+    for _ in range(steps):
+        grads = TREES[tree]([gradient(*leaf) for leaf in zip(shapes, dtypes, strict=True)])
+        scale = rng.choice([1.0, 0.25, -3.0])
+        assert rms.update_(params, grads, state, grad_scale=scale) is params
+        reference.update_(ref_params, grads, ref_state, grad_scale=scale)
+        check_alike(params, state, ref_params, ref_state)
         state = pickle.loads(pickle.dumps(state))
 
 
