@@ -160,7 +160,8 @@ static void test_clip_factors(void)
     }
 }
 
-/* The norm of all leaves overflows though none of theirs does; each leaf gets the same factor. */
+/* The norm of all leaves overflows though none of theirs does; each leaf gets the same factor. A leaf that has no
+ * gradient in the second step does not count with its earlier one. */
 static void test_common_norm_overflows(void)
 {
     sample *const s = plain_sample(4, RMSP_F64, 1);
@@ -173,6 +174,10 @@ static void test_common_norm_overflows(void)
     must_bind(s);
     CHECK(rmsp_step(&s->plan, &found) == RMSP_STEPPED);
     for (size_t i = 0; i < 4; i++) CHECK(near(s->plan.extras[i].clip, 0.5e-154));
+    s->grad_list[3] = absent_array;
+    must_bind(s);
+    CHECK(rmsp_step(&s->plan, &found) == RMSP_STEPPED);
+    for (size_t i = 0; i < 3; i++) CHECK(near(s->plan.extras[i].clip, 1e-154 / sqrt(3)));
     free_sample(s);
 }
 
