@@ -13,7 +13,7 @@ import pytest
 from conftest import run_python
 
 from rmsprop_native import atomic_file
-from rmsprop_native.atomic_file import replacing
+from rmsprop_native.atomic_file import alone_in, replacing
 
 
 def write(path, data):
@@ -112,7 +112,7 @@ def test_a_file_that_cannot_grow_leaves_the_old_one(tmp_path):
     path.write_bytes(b"old")
     code = """
 import resource, sys
-from rmsprop_native.atomic_file import replacing
+from rmsprop_native.atomic_file import alone_in, replacing
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
 for size in (3_000_000, 2_000_001):  # refused by a write, and by the flush at the end
     try:
@@ -138,7 +138,7 @@ def test_a_folder_and_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "b").chmod(0o444)
     code = """
 import os, sys
-from rmsprop_native.atomic_file import replacing
+from rmsprop_native.atomic_file import alone_in, replacing
 os.chdir(sys.argv[1])
 if os.getuid() == 0:
     os.setgroups([])
@@ -212,7 +212,7 @@ def test_a_new_file_that_another_process_takes_for_a_stray(tmp_path, monkeypatch
 
 WRITES = """
 import sys
-from rmsprop_native.atomic_file import replacing
+from rmsprop_native.atomic_file import alone_in, replacing
 with replacing(sys.argv[1]) as file:
     file.write(b"n" * 2_000_000)
     print("written", flush=True)
@@ -265,3 +265,36 @@ def test_threads_that_write_the_same_file_sweep_no_file_of_each_other(tmp_path):
     assert not errors
     assert len(set(path.read_bytes())) == 1
     assert os.listdir(tmp_path) == ["a"]
+
+
+HOLD = """
+import sys
+from rmsprop_native.atomic_file import alone_in
+with alone_in(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_until_its_process_ends(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match="Another process is writing into it"), alone_in(str(tmp_path)):
+        pass
+    holder.kill()
+    holder.communicate()
+    with alone_in(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("locks", [False, True])
+def test_a_folder_where_there_are_no_locks(tmp_path, monkeypatch, locks):
+    def flock(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(atomic_file, "_HAS_LOCKS", locks)
+    monkeypatch.setattr(atomic_file.fcntl, "flock", flock)
+    with alone_in(str(tmp_path)), alone_in(str(tmp_path)):
+        pass

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-__all__ = ["BUFFER", "replacing"]
+__all__ = ["BUFFER", "alone_in", "replacing"]
 
 BUFFER = 1 << 16  # bytes that are gathered; what is larger is read and written at once, without a copy
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -102,6 +102,48 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
         raise OSError(
             error.errno, error.strerror, os.fsdecode(path)
         ) from error  # of the file, not of the temporary one
+
+
+@contextlib.contextmanager
+def alone_in(folder: str) -> Iterator[None]:
+    """Hold a lock on a folder, which the system releases where the process is killed.
+
+    Parameters
+    ----------
+    folder : str
+
+    Raises
+    ------
+    BlockingIOError
+        If another process or call holds it. A file system without locks on folders has none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from rmsprop_native.atomic_file import alone_in
+    >>> folder = tempfile.mkdtemp()
+    >>> with alone_in(folder):
+    ...     try:
+    ...         with alone_in(folder):
+    ...             print("two")
+    ...     except BlockingIOError:
+    ...         print("one")
+    one
+    """
+    if not _HAS_LOCKS:
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(error.errno, "Another process is writing into it", folder) from error
+        except OSError:  # a file system without such locks
+            pass
+        yield
+    finally:
+        os.close(fd)
 
 
 def _mode_of(target: str) -> int | None:

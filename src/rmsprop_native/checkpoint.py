@@ -243,9 +243,9 @@ def manifest_of(folder: Path) -> Manifest:
             manifest = read_manifest(file.read())
             for name, shards in manifest.parts:  # memory is taken for no more than is there
                 size = os.path.getsize(os.path.join(os.fsdecode(folder), name))
-                leaves = manifest.content.leaves
-                least = sum((shard.stop - shard.start) * leaves[shard.leaf].dtype.itemsize for shard in shards)
-                if size < least * len(manifest.content.buffers):
+                content = manifest.content
+                each = [content.bytes_of_element(content.leaves[shard.leaf]) for shard in shards]
+                if size < sum((shard.stop - shard.start) * count for shard, count in zip(shards, each, strict=True)):
                     raise ValueError(f"{name} has {size} bytes, fewer than its elements")
             return manifest
         except ValueError as error:

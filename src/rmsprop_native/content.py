@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "FORMAT", "VERSION", "ArraySpec", "Content", "Leaf", "SavedSchedule", "axes_of", "check_content", "check_count",
-    "describe", "in_order", "match_leaves", "models_of", "refuse_negative",
+    "FORMAT", "VERSION", "ArraySpec", "Content", "Leaf", "SavedSchedule", "axes_of", "buffer_dtype", "check_content",
+    "check_count", "describe", "in_order", "match_leaves", "models_of", "refuse_negative",
 ]  # fmt: skip
 
 FORMAT = "rmsprop_native state"
@@ -94,16 +94,25 @@ class Content(NamedTuple):
             if isinstance(changes.get("lr"), ArraySpec):
                 yield changes["lr"]
         for name in self.buffers:
-            is_narrow = name == "square_avg" and self.options["square_avg_dtype"] is not None
             for i, leaf in enumerate(self.leaves):
-                dtype = arithmetic(leaf.dtype)
-                if is_narrow:
-                    dtype = bfloat16()
-                elif name == "low_half":
-                    if dtype == leaf.dtype:
-                        continue
-                    dtype = np.dtype(np.uint16)
-                yield ArraySpec(f"{name}/{i}", dtype, leaf.shape, leaf.axes)
+                dtype = buffer_dtype(name, leaf.dtype, self.options["square_avg_dtype"])
+                if dtype is not None:
+                    yield ArraySpec(f"{name}/{i}", dtype, leaf.shape, leaf.axes)
+
+    def bytes_of_element(self, leaf: Leaf) -> int:
+        """Bytes that all buffers together have for an element of a leaf."""
+        dtypes = (buffer_dtype(name, leaf.dtype, self.options["square_avg_dtype"]) for name in self.buffers)
+        return sum(dtype.itemsize for dtype in dtypes if dtype is not None)
+
+
+def buffer_dtype(name: str, dtype: np.dtype[Any], square_avg_dtype: str | None) -> np.dtype[Any] | None:
+    """The dtype of a buffer of a leaf of this dtype; None where the leaf has no such buffer."""
+    if name == "square_avg" and square_avg_dtype is not None:
+        return bfloat16()
+    wide = arithmetic(dtype)
+    if name != "low_half":
+        return wide
+    return None if wide == dtype else np.dtype(np.uint16)
 
 
 def axes_of(array: NDArray[Any]) -> tuple[int, ...]:

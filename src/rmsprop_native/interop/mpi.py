@@ -1,23 +1,28 @@
 """State sharded over MPI ranks (ZeRO stage 1): every rank has all parameters, and its part of each running mean.
 
-The leaves of each dtype are laid one after another, flattened in C order, and each rank owns a run of whole cache lines
-of them, which `rmsprop_native.update_` steps. A step sums the gradients of all ranks into their owners
+The leaves of each dtype are laid one after another, flattened in C order, and each rank owns a run of them, whole cache
+lines of state, which `rmsprop_native.update_` steps. A step sums the gradients of all ranks into their owners
 (reduce-scatter), and sends the new parameters to all ranks (all-gather), in buckets. bfloat16 gradients are summed in
-float32; bfloat16 parameters travel as integers of 16 bits. docs/distributed.md has the costs.
+float32; bfloat16 parameters travel as integers of 16 bits. One rank alone steps the parameters where they are.
+docs/distributed.md has the costs.
 """
 
 from __future__ import annotations
 
+import bisect
 import builtins
 import contextlib
 import hashlib
 import itertools
 import math
+import operator
 import os
 import secrets
 import sys
+import time
 import traceback
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -26,10 +31,10 @@ from mpi4py import MPI
 from rmsprop_native._core import Claim
 from rmsprop_native._plan import Plan, as_arrays, is_torch_tensor
 from rmsprop_native.arrays import RowGrad, arithmetic, refusal, title
-from rmsprop_native.atomic_file import replacing
+from rmsprop_native.atomic_file import alone_in, replacing
 from rmsprop_native.checkpoint import manifest_of, values_of, write_content
 from rmsprop_native.coefficients import check_dtype, check_lr, group_of, resolve_lr
-from rmsprop_native.content import Leaf, axes_of, describe, match_leaves, refuse_negative
+from rmsprop_native.content import Leaf, axes_of, buffer_dtype, describe, match_leaves, refuse_negative
 from rmsprop_native.functional import update_ as update_slice
 from rmsprop_native.options import OVERRIDABLE, by_name, check_number
 from rmsprop_native.overrides import broadcast_rates, check_overrides, check_paths, group_leaves
@@ -59,9 +64,11 @@ BUCKET_BYTES = 32 << 20
 _TYPES = {
     np.dtype(np.float32): MPI.FLOAT, np.dtype(np.float64): MPI.DOUBLE, np.dtype(np.uint16): MPI.UINT16_T
 }  # fmt: skip
+_PROCESS = os.getpid()
 _LINE = 64  # bytes of a cache line
 _SLOTS = 2  # buckets that are under way at a time
 _REDUCTIONS = ("mean", "sum", "none", "sliced")
+_MOST_BYTES = 2.0**31  # of a bucket: counts are 32 bits wide in MPI before version 4
 _DOWN = 2.0**-600  # as in rmsp_step.c: brings every finite sum of squares into range, and is exact
 _BLOCK = 1 << 14  # elements that a cache holds in double
 
@@ -86,43 +93,66 @@ class _Rate:
 
 
 class _Unit(NamedTuple):
-    """A state for pieces of a bucket that are stepped by one call, and views of their parameters and gradients."""
+    """A state for pieces of a bucket that are stepped by one call."""
 
     state: State
     pieces: list[Piece]
-    params: dict[int, NDArray[Any]]
-    grads: dict[int, NDArray[Any]]
+    reduced: dict[int, NDArray[Any]]
+    """Their gradients, where ranks reduce them: views of the bucket's."""
     sums: dict[int, NDArray[Any]]
     """Accumulated gradients; empty where there are none."""
 
 
-class _Bucket(NamedTuple):
-    """A part of the slice of each rank, of one dtype."""
+@dataclass
+class _Bucket:
+    """A part of the slice of each rank, of one dtype; where there is one rank, everything, of any dtype."""
 
-    counts: list[int]
-    """For each rank its elements, and where they begin in the bucket."""
-    starts: list[int]
-    pieces: list[Piece]
-    """Of all ranks, in the order of the bucket."""
-    own: list[Piece]
-    send: NDArray[Any]
+    parts: list[list[Piece]]
+    """Of each rank, in the order of the bucket."""
+    grad: NDArray[Any] | None = None
+    """The reduced gradient of the own slice, where ranks reduce."""
+    send: NDArray[Any] | None = None
     """The gradients of all ranks' slices, in the dtype that they are summed in; its memory is that of another bucket
     too."""
-    gathered: NDArray[Any]
-    """Likewise the parameters, as they are stored."""
-    grad: NDArray[Any]
-    """The reduced gradient of the own slice."""
+    reduce: tuple[Any, ...] = ()
+    """What Ireduce_scatter is given."""
+    gathered: NDArray[Any] | None = None
+    """Like `send` the parameters, as they are stored; None where there is one rank."""
+    gather: tuple[Any, ...] = ()
+    """What Iallgatherv is given."""
+
+
+class _Bounds:
+    """Where parameters lie in memory, to find one that shares some with a gradient."""
+
+    def __init__(self, arrays: list[NDArray[Any]]) -> None:
+        self.arrays = arrays
+        bounds = np.lib.array_utils.byte_bounds
+        self.ranges = sorted((*bounds(array), i) for i, array in enumerate(arrays) if array.size)
+        self.starts = [low for low, _, _ in self.ranges]
+        self.furthest = list(itertools.accumulate((high for _, high, _ in self.ranges), max))
+
+    def find(self, grad: NDArray[Any]) -> int | None:
+        """The index of a parameter that overlaps a gradient."""
+        low, high = np.lib.array_utils.byte_bounds(grad)
+        place = bisect.bisect_left(self.starts, high) - 1
+        while place >= 0 and self.furthest[place] > low:
+            _, end, i = self.ranges[place]
+            if end > low and np.shares_memory(grad, self.arrays[i]):
+                return i
+            place -= 1
+        return None
 
 
 def slices(sizes: Sequence[int], itemsize: int, ranks: int) -> list[tuple[int, int]]:
-    """The elements that each rank owns of leaves of one dtype that lie one after another, in whole cache lines.
+    """The elements that each rank owns of leaves of one dtype, one after another, in whole cache lines of state.
 
     Parameters
     ----------
     sizes : sequence of int
         The elements of each leaf.
     itemsize : int
-        Bytes of an element of what is sliced: of a running mean, which bfloat16 parameters have in float32.
+        Bytes of all running means and other arrays that are kept for an element.
     ranks : int
 
     Returns
@@ -136,7 +166,7 @@ def slices(sizes: Sequence[int], itemsize: int, ranks: int) -> list[tuple[int, i
     >>> slices([30, 10], 4, 2)
     [(0, 32), (32, 40)]
     """
-    per_line = _LINE // itemsize
+    per_line = max(_LINE // itemsize, 1)
     total = sum(sizes)
     lines, more = divmod(-(-total // per_line), ranks)
     ends = [min((rank * lines + min(rank, more)) * per_line, total) for rank in range(ranks + 1)]
@@ -188,7 +218,13 @@ class ShardedState:
     _sizes: list[int]
     _claim: Claim
     _checked: list[Any]
-    """The parameters that were found not to overlap."""
+    """The parameters that were found not to overlap,"""
+    _bounds: _Bounds
+    """and where they lie."""
+    _checked_numbers: Any
+    """The learning rates and factor of a call that all dtypes were found to hold."""
+    _token: str
+    """Drawn for this state by rank 0, the same in all ranks."""
     _buckets: list[_Bucket]
     _units: list[list[_Unit]]
     """Of each bucket."""
@@ -324,7 +360,8 @@ class ShardedState:
             for unit in units:
                 arrays = unit.sums if name == "grad_sum" else getattr(unit.state, name)
                 for piece in unit.pieces if arrays is not None else ():
-                    yield piece, arrays[piece.leaf]
+                    if arrays[piece.leaf] is not None:  # a leaf of float32 has no lower halves
+                        yield piece, arrays[piece.leaf]
 
     def replace(self, *, overrides: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> None:
         """Change hyper-parameters from the next step on, in all ranks; see `State.replace`.
@@ -343,25 +380,57 @@ class ShardedState:
         RuntimeError
             If the state is inside a step.
         """
-        with self._claim:
-            made = None
+        _check_comm(self.comm)
+        with self._claim, _together(self.comm):
             with _agreed(self.comm) as facts:
                 options = self.options.replace(**changes)
                 if options.accumulate != self.options.accumulate and self.accumulated:
                     raise ValueError(f"accumulate cannot change with {self.accumulated} gradients accumulated")
                 checked = self.overrides if overrides is None else check_overrides(overrides)
-                facts |= {"call": "replace"} | _facts_of_options(options, checked)
+                facts |= {"call": "replace", "the state": self._token} | _facts_of_options(options, checked)
                 made = _shell(self.comm, self.reduction, self._bucket_bytes, self._structure, self._models)
                 _set_options(made, options, checked)
                 _make_units(made, None, self.step)
                 for name in self._buffers:
                     for (_, new), (_, old) in zip(made._buffer(name), self._buffer(name), strict=True):
                         new[...] = old
+            self._checked_numbers = None
             for name in ("options", "overrides", "_groups", "_leaf_groups", "_rates", "_units", "_buckets"):
                 setattr(self, name, getattr(made, name))
 
 
 # ---- agreement ----
+
+
+class _RefusalError(Exception):
+    """An error that every rank knows of, and raises when it leaves `_together`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@contextlib.contextmanager
+def _together(comm: Any) -> Iterator[None]:
+    """A call that all ranks make. Where one fails otherwise than by what `_agreed` has told all, an interrupt too, the
+    others would wait for it: all are ended.
+    """
+    alone = comm.size == 1
+    try:
+        yield
+        return
+    except _RefusalError as refusal:
+        error = refusal.error
+    except BaseException:
+        if not alone:
+            print(
+                f"rmsprop_native: rank {comm.rank} failed within a step, all ranks are ended\n{traceback.format_exc()}",
+                file=sys.stderr,
+                flush=True,
+            )
+            time.sleep(0.5)  # launchers lose what they have not read yet
+            comm.Abort(1)
+        raise
+    raise error from error.__cause__
 
 
 @contextlib.contextmanager
@@ -375,41 +444,44 @@ def _agreed(comm: Any) -> Iterator[dict[str, Any]]:
         yield facts
     except BaseException as raised:  # noqa: BLE001 - KeyboardInterrupt too: the other ranks wait for this one
         error = raised
+    if comm.size == 1 and error is None:
+        return
     digest = hashlib.blake2b(repr(facts).encode("utf-8", "backslashreplace"), digest_size=7).digest()
     number = int.from_bytes(digest)
     mine = np.array([error is not None, number, -number], np.int64)
     most = np.empty_like(mine)
     comm.Allreduce(mine, most, MPI.MAX)
     if most[0]:
-        _raise_first(comm, error)
+        raise _RefusalError(_first_error(comm, error))
     if most[1] != -most[2]:
         every = comm.allgather(facts)
         for rank, other in enumerate(every):
-            for key in every[0].keys() | other.keys():
+            for key in every[0] | other:
                 a, b = every[0].get(key), other.get(key)
                 if a != b:
-                    raise ValueError(
-                        f"the ranks do not agree: {key} is {_short(a)} in rank 0, {_short(b)} in rank {rank}"
-                    )
+                    text = f"the ranks do not agree: {key} is {_short(a)} in rank 0, {_short(b)} in rank {rank}"
+                    raise _RefusalError(ValueError(text))
 
 
-def _raise_first(comm: Any, error: BaseException | None) -> NoReturn:
-    """Raise in all ranks the error of the first rank that has one."""
+def _first_error(comm: Any, error: BaseException | None) -> BaseException:
+    """For all ranks the error of the first rank that has one; what is no Exception its own rank raises as it is."""
     kind = next((base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base), "")
     try:
-        told = str(error)
+        told = str(error) or type(error).__name__
     except Exception:  # noqa: BLE001 - of the class of the error, whatever it is: the other ranks wait
         told = type(error).__name__
     every = comm.allgather(None if error is None else (kind, told))
     rank, (kind, text) = next((rank, found) for rank, found in enumerate(every) if found is not None)
     if error is not None and not isinstance(error, Exception):
-        raise error
+        return error
     text = f"rank {rank}: {text}"
     try:
         made = getattr(builtins, kind)(text)
     except TypeError:  # it takes other arguments, as UnicodeDecodeError
         made = RuntimeError(text)
-    raise made if isinstance(made, Exception) else RuntimeError(text) from error
+    made = made if isinstance(made, Exception) else RuntimeError(text)
+    made.__cause__ = error
+    return made
 
 
 def _short(value: object) -> str:
@@ -417,20 +489,13 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-@contextlib.contextmanager
-def _no_way_back(comm: Any) -> Iterator[None]:
-    """What must not fail in one rank only, as the others would wait for it: where it does, all ranks are ended."""
-    try:
-        yield
-    except BaseException:
-        if comm.size == 1:
-            raise
-        traceback.print_exc()
-        print(
-            f"rmsprop_native: rank {comm.rank} failed within a step, all ranks are ended", file=sys.stderr, flush=True
-        )
-        comm.Abort(1)
-        raise
+def _check_comm(comm: object) -> None:
+    if not isinstance(comm, MPI.Intracomm):
+        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
+    if os.getpid() != _PROCESS:
+        raise RuntimeError("this process was forked from one that uses MPI, and cannot use it")
+    if comm == MPI.COMM_NULL:
+        raise ValueError("the communicator is MPI.COMM_NULL: it was freed, or this process is not in its group")
 
 
 # ---- how a state is made ----
@@ -489,18 +554,23 @@ def init(
     >>> mpi.update_(params, grads, state)["b"]
     array([-1., -1., -1.])
     """
-    state = None
-    if not isinstance(comm, MPI.Intracomm):
-        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
-    with _agreed(comm) as facts:
-        facts["call"] = "init"
-        state, arrays = _begin(params, comm, reduction, bucket_bytes, facts)
-        checked = make_options(preset, **options)
-        _set_options(state, checked, check_overrides({} if overrides is None else overrides))
-        facts |= _facts_of_options(state.options, state.overrides)
-        _make_units(state, arrays, 0)
-    assert state is not None
+    _check_comm(comm)
+    with _together(comm):
+        with _agreed(comm) as facts:
+            facts["call"] = "init"
+            state, arrays = _begin(params, comm, reduction, bucket_bytes, facts)
+            checked = make_options(preset, **options)
+            _set_options(state, checked, check_overrides({} if overrides is None else overrides))
+            facts |= _facts_of_options(state.options, state.overrides)
+            _make_units(state, arrays, 0)
+        state._token = _drawn(comm)
     return state
+
+
+def _drawn(comm: Any) -> str:
+    """A number that rank 0 draws, in hexadecimal digits."""
+    drawn: str = comm.bcast(secrets.token_hex(8) if comm.rank == 0 else None, 0)
+    return drawn
 
 
 def _begin(
@@ -509,13 +579,13 @@ def _begin(
     """A state without options and arrays, and the parameters; `facts` are those of all of it."""
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, _REDUCTIONS))}, got {reduction!r}")
-    bytes_of_bucket = int(check_number("bucket_bytes", bucket_bytes, 1.0, 2.0**40))
+    bytes_of_bucket = int(check_number("bucket_bytes", bucket_bytes, 1.0, _MOST_BYTES))
     leaves, structure = flatten(params)
     arrays = _parameters(structure, leaves)
     Plan(structure, Claim(structure.size), arrays, (), leaves)  # refuses parameters that no step could write
     models = [(array.shape, array.dtype, axes_of(array)) for array in arrays]
     state = _shell(comm, reduction, bytes_of_bucket, structure, models)
-    state._checked = leaves
+    state._checked, state._bounds = leaves, _Bounds(arrays)
     facts |= {"reduction": reduction, "bucket_bytes": bytes_of_bucket, "paths": state._paths}
     for path, array, (shape, dtype, _) in zip(state._paths, arrays, models, strict=True):
         facts[title("parameter", path)] = f"{dtype.name} of {shape}"
@@ -525,7 +595,9 @@ def _begin(
 
 
 def _parameters(structure: Tree, leaves: list[Any]) -> list[NDArray[Any]]:
-    """Views of the leaves as exact ndarrays."""
+    """The leaves as exact ndarrays, views where they are not."""
+    if all(type(leaf) is np.ndarray for leaf in leaves):
+        return leaves
     for path, leaf in zip(structure.paths(), leaves, strict=True):
         if is_torch_tensor(leaf):
             raise TypeError(f"{title('parameter', path)} is a tensor: torch has FSDP2 and ZeroRedundancyOptimizer")
@@ -553,7 +625,8 @@ def _shell(comm: Any, reduction: str, bucket_bytes: int, structure: Tree, models
     state._models = models
     state._sizes = [math.prod(shape) for shape, _, _ in models]
     state._claim = Claim(structure.size)
-    state._checked = []
+    state._checked, state._bounds = [], _Bounds([])
+    state._checked_numbers = None
     return state
 
 
@@ -571,47 +644,70 @@ def _set_options(state: ShardedState, options: Options, overrides: dict[str, dic
 def _make_units(state: ShardedState, params: list[NDArray[Any]] | None, steps: int) -> None:
     """Make the buckets and their states, with `params` as averaged weights if there are any."""
     size, rank = state.comm.size, state.comm.rank
-    plans = []  # for each bucket its dtype, counts and pieces
-    for dtype in dict.fromkeys(dtype for _, dtype, _ in state._models):
-        members = [i for i, (_, other, _) in enumerate(state._models) if other == dtype]
-        itemsize = arithmetic(dtype).itemsize
-        ranges = slices([state._sizes[i] for i in members], itemsize, size)
-        ends = list(itertools.accumulate((state._sizes[i] for i in members), initial=0))
-        chunk = max(state._bucket_bytes // size // _LINE, 1) * (_LINE // itemsize)
-        for first in range(0, max(stop - start for start, stop in ranges), chunk):
-            parts = [(min(start + first, stop), min(start + first + chunk, stop)) for start, stop in ranges]
-            plans.append((dtype, parts, _pieces_of(members, ends, parts)))
-    slots = []
-    for of_dtype in (arithmetic, np.dtype):  # of gradients, of parameters
-        sizes = (sum(stop - start for start, stop in parts) * of_dtype(dtype).itemsize for dtype, parts, _ in plans)
-        most = max(sizes, default=0)
-        slots.append([np.empty(most, np.uint8) for _ in range(_SLOTS)])
+    plans = list(_plans(state, size))
+    sends = _slots(plans, arithmetic) if size > 1 and state.reduction in ("mean", "sum") else None
+    gathers = _slots(plans, np.dtype) if size > 1 else None
+    clips = any(group.options.clip_norm is not None for group in state._groups)
     state._buckets, state._units, state.slices = [], [], {}
-    for k, (dtype, parts, pieces) in enumerate(plans):
-        lengths = [stop - start for start, stop in parts]
-        starts = list(itertools.accumulate(lengths, initial=0))
-        wide = arithmetic(dtype)
-        send, gathered = (
-            of_kind[k % _SLOTS][: starts[-1] * kind.itemsize].view(kind)
-            for of_kind, kind in zip(slots, (wide, dtype), strict=True)
-        )
-        own = [piece for piece in pieces if starts[rank] <= piece.offset < starts[rank + 1]]
-        bucket = _Bucket(lengths, starts[:-1], pieces, own, send, gathered, np.zeros(lengths[rank], wide))
-        state._buckets.append(bucket)
-        clips = any(group.options.clip_norm is not None for group in state._groups)
+    for k, (dtype, parts) in enumerate(plans):
+        bucket, own = _Bucket(parts), parts[rank]
+        counts = [_elements(pieces) for pieces in parts]
+        reals = [count * _reals(dtype) for count in counts]
+        if sends is not None:
+            wide = arithmetic(dtype)
+            bucket.send = sends[k % _SLOTS][: sum(counts) * wide.itemsize].view(wide)
+            bucket.grad = np.zeros(counts[rank], wide)
+            sent, received = (_as_sent(array) for array in (bucket.send, bucket.grad))
+            bucket.reduce = [sent, _TYPES[sent.dtype]], [received, _TYPES[sent.dtype]], reals, MPI.SUM
+        if gathers is not None:
+            bucket.gathered = gathers[k % _SLOTS][: sum(counts) * dtype.itemsize].view(dtype)
+            sent = _as_sent(bucket.gathered)
+            starts = list(itertools.accumulate(reals, initial=0))[:-1]
+            bucket.gather = MPI.IN_PLACE, [sent, reals, starts, _TYPES[sent.dtype]]
         # With a limit for each leaf's norm, each has a factor of its own, and so a call of its own.
         together = [[piece] for piece in own] if clips else [own]
-        state._units.append([_make_unit(state, bucket, of_unit, params, steps) for of_unit in together if of_unit])
+        state._buckets.append(bucket)
+        state._units.append([_make_unit(state, bucket, unit, params, steps) for unit in together if unit])
         for piece in own:
             start, _ = state.slices.get(state._paths[piece.leaf], (piece.start, 0))
             state.slices[state._paths[piece.leaf]] = start, piece.stop
 
 
-def _pieces_of(members: list[int], ends: list[int], parts: list[tuple[int, int]]) -> list[Piece]:
-    """The pieces of leaves, whose ends are `ends`, that some parts of all elements consist of."""
-    pieces = []
+def _plans(state: ShardedState, size: int) -> Iterator[tuple[np.dtype[Any], list[list[Piece]]]]:
+    """For each bucket its dtype, and the pieces of each rank."""
+    if size == 1:  # all dtypes in one call
+        everything = [Piece(i, 0, count, 0) for i, count in enumerate(state._sizes) if count]
+        yield np.dtype(np.uint8), [everything]
+        return
+    o = state.options
+    for dtype in dict.fromkeys(dtype for _, dtype, _ in state._models):
+        members = [i for i, (_, other, _) in enumerate(state._models) if other == dtype]
+        kept = (buffer_dtype(name, dtype, o.square_avg_dtype) for name in o.buffers_for([dtype]))
+        itemsize = sum(of_buffer.itemsize for of_buffer in kept if of_buffer is not None)
+        ranges = slices([state._sizes[i] for i in members], itemsize, size)
+        ends = list(itertools.accumulate((state._sizes[i] for i in members), initial=0))
+        chunk = max(state._bucket_bytes // size, _LINE) // arithmetic(dtype).itemsize
+        for first in range(0, max(stop - start for start, stop in ranges), chunk):
+            parts = [(min(start + first, stop), min(start + first + chunk, stop)) for start, stop in ranges]
+            yield dtype, _pieces_of(members, ends, parts)
+
+
+def _slots(plans: list[tuple[np.dtype[Any], list[list[Piece]]]], of_dtype: Any) -> list[NDArray[np.uint8]]:
+    """The memory that buckets take turns in."""
+    needed = [sum(map(_elements, parts)) * of_dtype(dtype).itemsize for dtype, parts in plans]
+    return [np.empty(max(needed, default=0), np.uint8) for _ in range(_SLOTS)]
+
+
+def _elements(pieces: list[Piece]) -> int:
+    return sum(piece.stop - piece.start for piece in pieces)
+
+
+def _pieces_of(members: list[int], ends: list[int], parts: list[tuple[int, int]]) -> list[list[Piece]]:
+    """The pieces of leaves, whose ends are `ends`, that each of some parts of all elements consists of."""
+    made = []
     offset = 0
     for start, stop in parts:
+        pieces = []
         place = int(np.searchsorted(ends, start, side="right")) - 1
         while start < stop:
             end = min(ends[place + 1], stop)
@@ -620,25 +716,29 @@ def _pieces_of(members: list[int], ends: list[int], parts: list[tuple[int, int]]
                 offset += end - start
                 start = end
             place += 1
-    return pieces
+        made.append(pieces)
+    return made
 
 
 def _make_unit(
     state: ShardedState, bucket: _Bucket, pieces: list[Piece], params: list[NDArray[Any]] | None, steps: int
 ) -> _Unit:
-    first = bucket.starts[state.comm.rank]
-    views, grads, sums, overrides = {}, {}, {}, {}
+    views, reduced, sums, overrides = {}, {}, {}, {}
     options = state.options.replace(
         lr=0.0, maximize=False, clip_norm=None, clip_global_norm=None, on_nonfinite="propagate"
     )
     names = [field for field in OVERRIDABLE if field not in ("lr", "clip_norm")]
+    first = min((piece.offset for piece in bucket.parts[state.comm.rank]), default=0)
     for piece in pieces:
-        count = piece.stop - piece.start
-        views[piece.leaf] = bucket.gathered[piece.offset : piece.offset + count]
-        views[piece.leaf][...] = 0 if params is None else _flat(params[piece.leaf])[piece.start : piece.stop]
-        grads[piece.leaf] = bucket.grad[piece.offset - first : piece.offset - first + count]
+        count, dtype = piece.stop - piece.start, state._models[piece.leaf][1]
+        if params is None:
+            views[piece.leaf] = np.zeros(count, dtype)
+        else:
+            views[piece.leaf] = _flat(params[piece.leaf])[piece.start : piece.stop]
+        if bucket.grad is not None:
+            reduced[piece.leaf] = bucket.grad[piece.offset - first : piece.offset - first + count]
         if options.accumulate > 1:
-            sums[piece.leaf] = np.zeros(count, bucket.grad.dtype)
+            sums[piece.leaf] = np.zeros(count, arithmetic(dtype))
         index = state._leaf_groups[piece.leaf]
         group = state._groups[index]
         changes = {name: getattr(group.options, name) for name in names}
@@ -654,7 +754,7 @@ def _make_unit(
     made = init_slice(views, overrides=overrides, **kept)
     made.step = steps
     made._plan.set_origins([(piece.leaf, piece.start) for piece in pieces])
-    return _Unit(made, pieces, views, grads, sums)
+    return _Unit(made, pieces, reduced, sums)
 
 
 def _flat(array: NDArray[Any]) -> Any:
@@ -681,7 +781,8 @@ def save(folder: str | os.PathLike[str], state: ShardedState) -> None:
     Raises
     ------
     TypeError, ValueError, OSError
-        As `rmsprop_native.save`, in every rank: the old checkpoint is still there.
+        As `rmsprop_native.save`, in every rank: the old checkpoint is still there. BlockingIOError while another job
+        saves into the same folder.
     RuntimeError
         If the state is inside a step.
 
@@ -704,23 +805,22 @@ def save(folder: str | os.PathLike[str], state: ShardedState) -> None:
     if not isinstance(state, ShardedState):
         raise TypeError(f"state must be a ShardedState, got {type(state).__name__}")
     comm = state.comm
-    with state._claim:
-        place = ""
-        described: dict[str, Any] = {}
-        rates: list[NDArray[Any]] = []
+    _check_comm(comm)
+    with state._claim, _together(comm), contextlib.ExitStack() as held:
         with _agreed(comm) as facts:
             place = os.fsdecode(folder)
-            facts |= {"call": "save", "step": state.step, "accumulated": state.accumulated}
+            facts |= {"call": "save", "the state": state._token, "step": state.step, "accumulated": state.accumulated}
             described, rates = _described(state)
             if comm.rank == 0:
                 os.makedirs(place, exist_ok=True)
-        token = comm.bcast(secrets.token_hex(8) if comm.rank == 0 else None, 0)
+                held.enter_context(alone_in(place))
+        token = _drawn(comm)
         names = [f"part-{token}-{rank}.npz" for rank in range(comm.size)]
         part = os.path.join(place, names[comm.rank])
         try:
             with _agreed(comm), replacing(part) as file:
                 write_content(file, part, *_part(state))
-        except BaseException:
+        except _RefusalError:
             with contextlib.suppress(OSError):
                 os.unlink(part)
             raise
@@ -777,26 +877,25 @@ def load(
     --------
     See `save`.
     """
-    if not isinstance(comm, MPI.Intracomm):
-        raise TypeError(f"comm must be an mpi4py.MPI.Intracomm, got {type(comm).__name__}")
-    state = None
-    with _agreed(comm) as facts:
-        facts["call"] = "load"
-        manifest = manifest_of(folder)
-        facts["the parts"] = [name for name, _ in manifest.parts]
-        content = manifest.content
-        state, arrays = _begin(params, comm, reduction, bucket_bytes, facts)
-        places = match_leaves(content.leaves, state._structure, arrays)
-        options, changes = options_of(content, manifest.rates, Given(lr, overrides))
-        _set_options(state, options, check_overrides(changes))
-        facts |= _facts_of_options(state.options, state.overrides)
-        _make_units(state, None, content.step)
-        seen = bytearray(len(places))
-        for leaf, flag in zip(places, content.seen, strict=True):
-            seen[leaf] = flag
-        state._claim.set_counts(content.step, content.skipped, content.accumulated, bytes(seen))
-        _fill(state, folder, manifest, places)
-    assert state is not None
+    _check_comm(comm)
+    with _together(comm):
+        with _agreed(comm) as facts:
+            facts["call"] = "load"
+            manifest = manifest_of(folder)
+            facts["the parts"] = [name for name, _ in manifest.parts]
+            content = manifest.content
+            state, arrays = _begin(params, comm, reduction, bucket_bytes, facts)
+            places = match_leaves(content.leaves, state._structure, arrays)
+            options, changes = options_of(content, manifest.rates, Given(lr, overrides))
+            _set_options(state, options, check_overrides(changes))
+            facts |= _facts_of_options(state.options, state.overrides)
+            _make_units(state, None, content.step)
+            seen = bytearray(len(places))
+            for leaf, flag in zip(places, content.seen, strict=True):
+                seen[leaf] = flag
+            state._claim.set_counts(content.step, content.skipped, content.accumulated, bytes(seen))
+            _fill(state, folder, manifest, places)
+        state._token = _drawn(comm)
     return state
 
 
@@ -857,12 +956,7 @@ def _part(state: ShardedState) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
 def _shards(state: ShardedState, rank: int) -> list[Shard]:
     """What a rank owns, in the order of its buckets."""
-    return [
-        Shard(piece.leaf, piece.start, piece.stop)
-        for bucket in state._buckets
-        for piece in bucket.pieces
-        if bucket.starts[rank] <= piece.offset < bucket.starts[rank] + bucket.counts[rank]
-    ]
+    return [Shard(piece.leaf, piece.start, piece.stop) for bucket in state._buckets for piece in bucket.parts[rank]]
 
 
 # ---- what a step is given ----
@@ -878,6 +972,8 @@ def _gradients(state: ShardedState, grads: Any) -> list[NDArray[Any] | None]:
 
 
 def _gradient(path: str, leaf: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if type(leaf) is np.ndarray and leaf.dtype == dtype and leaf.shape == shape:
+        return leaf
     name, owner = title("gradient", path), title("parameter", path)
     if issubclass(type(leaf), RowGrad):
         raise TypeError(f"{name} is a RowGrad, whose rows may be others in each rank: pass a dense array")
@@ -913,11 +1009,10 @@ def _check_models(state: ShardedState, leaves: list[Any]) -> list[NDArray[Any]]:
     """The parameters, of the dtypes and shapes of init()."""
     arrays = _parameters(state._structure, leaves)
     for path, array, (shape, dtype, _) in zip(state._paths, arrays, state._models, strict=True):
-        name = title("parameter", path)
         if array.dtype != dtype:
-            raise refusal("other_dtype", name, array, dtype=dtype, owner="that of init()")
+            raise refusal("other_dtype", title("parameter", path), array, dtype=dtype, owner="that of init()")
         if array.shape != shape:
-            raise refusal("other_shape", name, array, shape=shape, owner="that of init()")
+            raise refusal("other_shape", title("parameter", path), array, shape=shape, owner="that of init()")
     return arrays
 
 
@@ -927,28 +1022,18 @@ def _check_params(state: ShardedState, params: Any) -> list[NDArray[Any]]:
     for path, array in zip(state._paths, arrays, strict=True):
         if not array.flags.writeable:
             raise refusal("read_only", title("parameter", path), array)
-    if len(leaves) != len(state._checked) or any(map(lambda a, b: a is not b, leaves, state._checked)):
+    if len(leaves) != len(state._checked) or not all(map(operator.is_, leaves, state._checked)):
         Plan(state._structure, Claim(len(leaves)), arrays, (), leaves)  # refuses those that overlap
-        state._checked = leaves
+        state._checked, state._bounds = leaves, _Bounds(arrays)
     return arrays
 
 
-def _check_overlap(paths: list[str], params: list[NDArray[Any]], grads: Iterable[tuple[int, NDArray[Any]]]) -> None:
+def _check_overlap(state: ShardedState, grads: Iterable[tuple[int, NDArray[Any] | None]]) -> None:
     """Refuse a gradient that shares memory with a parameter."""
-    bounds = sorted((*np.lib.array_utils.byte_bounds(array), i) for i, array in enumerate(params) if array.size)
-    starts = [low for low, _, _ in bounds]
-    furthest = list(itertools.accumulate((high for _, high, _ in bounds), max))
     for leaf, grad in grads:
-        if not grad.size:
-            continue
-        low, high = np.lib.array_utils.byte_bounds(grad)
-        place = int(np.searchsorted(starts, high)) - 1
-        while place >= 0 and furthest[place] > low:
-            i = bounds[place][2]
-            if bounds[place][1] > low and np.shares_memory(grad, params[i]):
-                other = title("parameter", paths[i])
-                raise refusal("overlap", title("gradient", paths[leaf]), grad, other=other)
-            place -= 1
+        if grad is not None and grad.size and (other := state._bounds.find(grad)) is not None:
+            owner = title("parameter", state._paths[other])
+            raise refusal("overlap", title("gradient", state._paths[leaf]), grad, other=owner)
 
 
 def _check_numbers(state: ShardedState, lr: object, grad_scale: object) -> tuple[float, float, list[float]]:
@@ -956,10 +1041,12 @@ def _check_numbers(state: ShardedState, lr: object, grad_scale: object) -> tuple
     rate = None if lr is None else check_lr(lr)
     scale = check_number("grad_scale", grad_scale)
     rates = [resolve_lr(group.options, None if group.own_lr else rate, state.step) for group in state._groups]
-    dtypes = {np.empty(0, arithmetic(dtype)).real.dtype for _, dtype, _ in state._models}
-    for group, its_rate in zip(state._groups, rates, strict=True):
-        for dtype in dtypes:
-            check_dtype(group_of(group.options, its_rate, scale), group.options, dtype)
+    if (rates, scale) != state._checked_numbers:
+        dtypes = {np.empty(0, arithmetic(dtype)).real.dtype for _, dtype, _ in state._models}
+        for group, its_rate in zip(state._groups, rates, strict=True):
+            for dtype in dtypes:
+                check_dtype(group_of(group.options, its_rate, scale), group.options, dtype)
+        state._checked_numbers = rates, scale
     return rates[0], scale, rates
 
 
@@ -994,12 +1081,13 @@ def update_(params: Any, grads: Any, state: ShardedState, *, lr: float | None = 
     FloatingPointError
         If a gradient, after the reduction, is not finite and ``on_nonfinite`` is "raise".
     RuntimeError
-        If another thread is inside a step of the same state.
+        If another thread is inside a step of the same state, or in a process that was forked.
 
     Notes
     -----
-    Whatever is raised, but for the last, is raised in every rank, and nothing has been written in any. What fails in
-    one rank later, such as the network, ends all ranks (``MPI_Abort``). The parameters are those of
+    Whatever is raised, but for the last, is raised in every rank, and nothing has been written in any. What one rank
+    meets later, such as an error of the network or an interrupt, ends all ranks (``MPI_Abort``); where there is one
+    rank it is raised, with the step half taken. The parameters are those of
     `rmsprop_native.update_` with the reduced gradients, to the bit; with a limit on norms the sums of squares are added
     in another order.
 
@@ -1015,8 +1103,8 @@ def update_(params: Any, grads: Any, state: ShardedState, *, lr: float | None = 
     """
     if not isinstance(state, ShardedState):
         raise TypeError(f"state must be a ShardedState, which mpi.init() makes, got {type(state).__name__}")
-    with state._claim:
-        step: _Step | None = None
+    _check_comm(state.comm)
+    with state._claim, _together(state.comm):
         with _agreed(state.comm) as facts:
             arrays = _check_params(state, params)
             rate, scale, rates = _check_numbers(state, lr, grad_scale)
@@ -1024,17 +1112,18 @@ def update_(params: Any, grads: Any, state: ShardedState, *, lr: float | None = 
                 whole: list[NDArray[Any] | None] = []
                 part = _sliced(state, grads)
                 present = [True] * len(state._paths)
-                _check_overlap(state._paths, arrays, part.items())
+                _check_overlap(state, part.items())
             else:
                 whole, part = _gradients(state, grads), {}
                 present = [grad is not None for grad in whole]
-                _check_overlap(state._paths, arrays, [(i, grad) for i, grad in enumerate(whole) if grad is not None])
-            facts |= {"call": "update_", "step": state.step, "accumulated": state.accumulated, "lr": rates}
-            facts |= {"grad_scale": scale, "which gradients are None": [i for i, has in enumerate(present) if not has]}
+                _check_overlap(state, enumerate(whole))
+            facts |= {"call": "update_", "the state": state._token, "step": state.step, "lr": rates}
+            facts |= {"accumulated": state.accumulated, "grad_scale": scale}
+            facts["which gradients are None"] = [i for i, has in enumerate(present) if not has]
             step = _Step(state, arrays, whole, part, present, rate, -scale if state.options.maximize else scale)
-        with _no_way_back(state.comm), np.errstate(all="ignore"):
-            for at, value in zip(state._rates, rates, strict=True):
-                at.value = value
+        for at, value in zip(state._rates, rates, strict=True):
+            at.value = value
+        with np.errstate(all="ignore"):
             found = step.run()
     if found is not None:
         raise found
@@ -1065,6 +1154,7 @@ class _Step:
         )
         self.factor = 1.0
         self.factors: dict[int, float] = {}
+        self.given: list[list[dict[int, NDArray[Any] | None]]] = []  # of each unit of each bucket
         self.gathers: list[tuple[_Bucket, Any] | None] = [None] * _SLOTS
 
     def run(self) -> FloatingPointError | None:
@@ -1076,7 +1166,7 @@ class _Step:
         request = self._reduce(0) if buckets else None
         for k in range(len(buckets)):
             following = self._reduce(k + 1) if k + 1 < len(buckets) else None
-            self._finish_reduce(k, request)
+            self.given.append(self._reduced(k, request))
             request = following
             if at_once:
                 self._step_bucket(k)
@@ -1103,55 +1193,53 @@ class _Step:
     def _reduce(self, k: int) -> Any:
         """Begin to form the own slice of the reduced gradients of a bucket."""
         bucket = self.state._buckets[k]
-        reduction = self.state.reduction
-        if reduction in ("none", "sliced"):
-            first = bucket.starts[self.comm.rank]
-            for piece in bucket.own:
-                grad, start, stop = None, piece.start, piece.stop
-                if reduction == "none":
-                    grad = self.grads[piece.leaf]
-                else:
-                    skipped = self.state.slices[self.state._paths[piece.leaf]][0]
-                    grad, start, stop = self.part[piece.leaf], start - skipped, stop - skipped
-                if grad is not None:
-                    bucket.grad[piece.offset - first : piece.offset - first + stop - start] = grad[start:stop]
+        if bucket.send is None:
             return None
-        for piece in bucket.pieces:
+        for piece in itertools.chain.from_iterable(bucket.parts):
             grad = self.grads[piece.leaf]
             place = slice(piece.offset, piece.offset + piece.stop - piece.start)
             bucket.send[place] = 0 if grad is None else grad[piece.start : piece.stop]
-        counts = [count * _reals(bucket.send) for count in bucket.counts]
-        sent, received = _as_sent(bucket.send), _as_sent(bucket.grad)
-        mpi_type = _TYPES[sent.dtype]
-        return self.comm.Ireduce_scatter([sent, mpi_type], [received, mpi_type], counts, MPI.SUM)
+        return self.comm.Ireduce_scatter(*bucket.reduce)
 
-    def _finish_reduce(self, k: int, request: Any) -> None:
-        if request is None:
-            return
+    def _reduced(self, k: int, request: Any) -> list[dict[int, NDArray[Any] | None]]:
+        """For each unit of a bucket the gradients of its pieces."""
+        units, grad = self.state._units[k], self.state._buckets[k].grad
+        if grad is None:
+            return [{piece.leaf: self._given(piece) for piece in unit.pieces} for unit in units]
         request.Wait()
         if self.state.reduction == "mean":
-            reals = _as_reals(self.state._buckets[k].grad)
+            reals = _as_reals(grad)
             reals /= reals.dtype.type(self.comm.size)
+        return [{leaf: g if self.present[leaf] else None for leaf, g in unit.reduced.items()} for unit in units]
+
+    def _given(self, piece: Piece) -> NDArray[Any] | None:
+        """The gradient of a piece that needs no reduction; a view where its leaf is C-contiguous."""
+        if self.state.reduction == "sliced":
+            skipped, _ = self.state.slices[self.state._paths[piece.leaf]]
+            return self.part[piece.leaf][piece.start - skipped : piece.stop - skipped]
+        grad = self.grads[piece.leaf]
+        return None if grad is None else grad[piece.start : piece.stop]
 
     def _step_bucket(self, k: int) -> None:
         """Step the own slice of a bucket, and begin to send it."""
         bucket, slot = self.state._buckets[k], k % _SLOTS
-        self._finish_gather(slot)
-        for piece in bucket.own:
-            place = slice(piece.offset, piece.offset + piece.stop - piece.start)
-            bucket.gathered[place] = self.params[piece.leaf][piece.start : piece.stop]
-        for unit in self.state._units[k]:
-            grads = unit.sums or unit.grads
-            given = {leaf: grads[leaf] if self.present[leaf] else None for leaf in grads}
+        stepped = []
+        for unit, given in zip(self.state._units[k], self.given[k], strict=True):
+            params = {piece.leaf: self.params[piece.leaf][piece.start : piece.stop] for piece in unit.pieces}
+            if unit.sums:
+                given = {leaf: total if self.present[leaf] else None for leaf, total in unit.sums.items()}
             scale = self.scale * self.factors.get(unit.pieces[0].leaf, self.factor)
-            update_slice(unit.params, given, unit.state, lr=self.lr, grad_scale=scale)
-        reals = _reals(bucket.gathered)
-        counts, starts = ([reals * number for number in numbers] for numbers in (bucket.counts, bucket.starts))
-        received = _as_sent(bucket.gathered)
-        self.gathers[slot] = (
-            bucket,
-            self.comm.Iallgatherv(MPI.IN_PLACE, [received, counts, starts, _TYPES[received.dtype]]),
-        )
+            update_slice(params, given, unit.state, lr=self.lr, grad_scale=scale)
+            for piece in unit.pieces:
+                if type(self.params[piece.leaf]) is not np.ndarray:  # of a leaf that is not C-contiguous it is a copy
+                    self.params[piece.leaf][piece.start : piece.stop] = params[piece.leaf]
+                stepped.append((piece, params[piece.leaf]))
+        if bucket.gathered is None:
+            return
+        self._finish_gather(slot)
+        for piece, param in stepped:
+            bucket.gathered[piece.offset : piece.offset + len(param)] = param
+        self.gathers[slot] = bucket, self.comm.Iallgatherv(*bucket.gather)
 
     def _finish_gather(self, slot: int) -> None:
         pending, self.gathers[slot] = self.gathers[slot], None
@@ -1159,26 +1247,34 @@ class _Step:
             return
         bucket, request = pending
         request.Wait()
-        for piece in bucket.pieces:
-            place = slice(piece.offset, piece.offset + piece.stop - piece.start)
-            self.params[piece.leaf][piece.start : piece.stop] = bucket.gathered[place]
+        assert bucket.gathered is not None
+        for rank, pieces in enumerate(bucket.parts):
+            for piece in pieces if rank != self.comm.rank else ():
+                place = slice(piece.offset, piece.offset + piece.stop - piece.start)
+                self.params[piece.leaf][piece.start : piece.stop] = bucket.gathered[place]
 
     # ---- what all gradients decide ----
 
+    def _own(self) -> Iterator[tuple[_Unit, int, NDArray[Any]]]:
+        """The own gradients that this step is given, with their units and leaves."""
+        for units, of_bucket in zip(self.state._units, self.given, strict=True):
+            for unit, given in zip(units, of_bucket, strict=True):
+                yield from ((unit, leaf, grad) for leaf, grad in given.items() if grad is not None)
+
     def _pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """The own gradients that this step is given or has accumulated, and their leaves."""
-        for units in self.state._units:
-            for unit in units:
-                yield from ((leaf, grad) for leaf, grad in (unit.sums or unit.grads).items() if self.present[leaf])
+        if self.options.accumulate == 1:
+            yield from ((leaf, grad) for _, leaf, grad in self._own())
+            return
+        for unit in itertools.chain.from_iterable(self.state._units):
+            yield from ((leaf, total) for leaf, total in unit.sums.items() if self.present[leaf])
 
     def _nonfinite(self) -> FloatingPointError | None:
         """The error for the first gradient with elements that are not finite; the same in every rank."""
         counts: dict[int, int] = {}
-        for units in self.state._units:
-            for unit in units:
-                for leaf, grad in unit.grads.items():
-                    if self.present[leaf] and (bad := grad.size - int(np.count_nonzero(np.isfinite(grad)))):
-                        counts[leaf] = counts.get(leaf, 0) + bad
+        for _, leaf, grad in self._own():
+            if bad := grad.size - int(np.count_nonzero(np.isfinite(grad))):
+                counts[leaf] = counts.get(leaf, 0) + bad
         none = len(self.present)
         first = min(counts, default=none)
         every = np.empty((self.comm.size, 2), np.int64)
@@ -1193,13 +1289,9 @@ class _Step:
     def _accumulate(self) -> bool:
         """Add the gradients to the sums; whether a step is due, whose gradients they are then."""
         claim = self.state._claim
-        for units in self.state._units:
-            for unit in units:
-                for leaf, total in unit.sums.items():
-                    if self.present[leaf]:
-                        reals, grad = _as_reals(total), _as_reals(unit.grads[leaf])
-                        grad *= reals.dtype.type(self.scale)
-                        reals += grad
+        for unit, leaf, grad in self._own():
+            total = _as_reals(unit.sums[leaf])
+            total += _as_reals(grad.astype(unit.sums[leaf].dtype, copy=False)) * total.dtype.type(self.scale)
         seen = bytes(old | new for old, new in zip(claim.seen, self.present, strict=True))
         claim.set_counts(claim.steps, claim.skipped, claim.accumulated + 1, seen)
         self.present = [bool(flag) for flag in seen]
@@ -1229,8 +1321,9 @@ class _Step:
         return clip_factor(float(sums[0]), float(sums[1]), limit, self.scale)
 
 
-def _reals(array: NDArray[Any]) -> int:
-    return 2 if array.dtype.kind == "c" else 1
+def _reals(dtype: np.dtype[Any]) -> int:
+    """The reals in an element."""
+    return 2 if dtype.kind == "c" else 1
 
 
 def _as_reals(array: NDArray[Any]) -> NDArray[Any]:
