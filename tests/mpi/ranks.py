@@ -723,6 +723,8 @@ def ranks_that_do_not_agree():
         ),
         (lambda: mpi.init(params, comm=COMM, preset="keras" if COMM.rank else "torch"), "option "),
         (lambda: mpi.update_(params, grads, second if COMM.rank else state), "the state is"),
+        (lambda: (second if COMM.rank else state).replace(lr=0.5), "the state is"),
+        (lambda: mpi.save(folder, second if COMM.rank else state), "the state is"),
         (
             lambda: mpi.save(FOLDER / "never", state) if COMM.rank else mpi.update_(params, grads, state),
             "call is 'update_' in rank 0, 'save' in rank 1",
@@ -844,6 +846,10 @@ class Counting(MPI.Intracomm):
         self.sent["agree"] += send.nbytes
         return super().Allreduce(send, receive, op)
 
+    def Allgather(self, send, receive):  # noqa: N802
+        self.sent["agree"] += self.size * send.nbytes
+        return super().Allgather(send, receive)
+
 
 @case(tree=TREES, reduction={name: name for name in ("mean", "none", "sliced")})
 def bytes_sent(tree, reduction):
@@ -866,6 +872,20 @@ def bytes_sent(tree, reduction):
         assert sum(COMM.allgather(comm.sent[what])) == (n - 1) * total
         assert comm.sent[what] <= (n - 1) / n * total + lines
     assert comm.sent["agree"] == (24 if n > 1 else 0)
+
+
+@case(options={
+    "global": ({"clip_global_norm": 0.5}, 1), "each": ({"clip_norm": 0.5}, 9), "skip": ({"on_nonfinite": "skip"}, 1),
+    "both": ({"clip_global_norm": 0.5, "on_nonfinite": "raise"}, 2),
+})  # fmt: skip
+def bytes_sent_for_decisions(chosen):
+    options, pairs = chosen
+    comm = Counting(COMM)
+    params = params_of()
+    state = mpi.init(params, comm=comm, **options)
+    comm.sent = dict.fromkeys(comm.sent, 0)
+    mpi.update_(params, grads_of(COMM.rank, 0), state)
+    assert comm.sent["agree"] == (24 if COMM.size > 1 else 0) + 16 * COMM.size * pairs
 
 
 # ---- checkpoints ----

@@ -1301,16 +1301,16 @@ class _Step:
     def _clip(self) -> None:
         """Set the factor of each leaf; sums of squares of ranks are added in the order of ranks, so that all agree."""
         limit = self.options.clip_global_norm
-        own: dict[int, NDArray[np.float64]] = {}
+        own = np.zeros((len(self.present) if limit is None else 1, 2))
         for leaf, grad in self._pieces():
-            key = leaf if limit is None else 0
-            own[key] = own.get(key, np.zeros(2)) + np.array([_sumsq(grad, 1.0), _sumsq(grad, _DOWN)])
-        totals: dict[int, NDArray[np.float64]] = {}
-        for of_rank in self.comm.allgather(own):
-            for key, sums in of_rank.items():
-                totals[key] = totals.get(key, np.zeros(2)) + sums
+            own[leaf if limit is None else 0] += _sumsq(grad, 1.0), _sumsq(grad, _DOWN)
+        every = np.empty((self.comm.size, *own.shape))
+        self.comm.Allgather(own, every)
+        totals = np.zeros_like(own)
+        for of_rank in every:
+            totals += of_rank
         if limit is not None:
-            self.factor = self._factor(totals.get(0, np.zeros(2)), limit)
+            self.factor = self._factor(totals[0], limit)
             return
         for leaf, _ in self._pieces():
             of_leaf = self.state._groups[self.state._leaf_groups[leaf]].options.clip_norm
