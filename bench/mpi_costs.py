@@ -352,7 +352,7 @@ def written(page: str, table: list[str]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Measure, simulate, write the tables, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--figure", type=Path, default=FIGURE)

@@ -681,6 +681,7 @@ def init_is_refused_everywhere():
         ({"overrides": {"nothing": {"lr": 1.0}}}, ValueError, "matches none of"),
         ({"overrides": {"list.1": {"lr": np.ones(5)}}}, ValueError, "does not broadcast to (9, 7)"),
         ({"reduction": "average"}, ValueError, "reduction must be one of"),
+        ({"bucket_bytes": 2**31 + 1}, ValueError, "bucket_bytes must be"),
         ({"nothing": 1}, TypeError, "no option 'nothing'"),
         ({"square_avg_dtype": "bfloat16"}, TypeError, "parameter 'list.0' is float64: square_avg_dtype='bfloat16' is"),
     ):
@@ -819,6 +820,30 @@ def memory(tree, options):
     assert sum(COMM.allgather(state.nbytes)) == total
     assert state.nbytes <= total / COMM.size + more
     assert more == 64 * len(dtypes) + 16 * ("double complex" in params and len(names) == 5)
+
+
+@case(ranks={"2": 2, "3": 3, "1000": 1000})
+def leaves_that_are_longer_than_an_int(ranks):
+    """Of more than 2**31 elements: each element is in one bucket, and no count or place in a bucket is wider than 31
+    bits, as MPI has them before version 4.
+    """
+    sizes = {"a": 2**33 + 5, "b": 3, "c": 2**32 - 1}
+    _, structure = flatten(dict.fromkeys(sizes, 0))
+    state = mpi._shell(COMM, "mean", 2**31, structure, [((size,), np.dtype("f4"), (0,)) for size in sizes.values()])
+    mpi._set_options(state, rms.Options(momentum=0.5), {})
+    ends = dict.fromkeys(range(3), 0)
+    found = []
+    for _, parts in mpi._plans(state, ranks):
+        pieces = [piece for part in parts for piece in part]
+        assert sum(piece.stop - piece.start for piece in pieces) * 4 <= 2**31
+        assert [piece.offset for piece in pieces] == list(
+            itertools.accumulate((piece.stop - piece.start for piece in pieces[:-1]), initial=0)
+        )
+        found += pieces
+    for piece in sorted(found):
+        assert piece.start == ends[piece.leaf]
+        ends[piece.leaf] = piece.stop
+    assert list(ends.values()) == list(sizes.values())
 
 
 class Counting(MPI.Intracomm):

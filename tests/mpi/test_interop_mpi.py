@@ -206,7 +206,7 @@ for step in range(1000):
     mpi.save(sys.argv[1], state)
 print("all steps")
 """
-WITHIN = "rank 1 failed within a step, all ranks are ended"
+WITHIN = "rank 1 failed in a call of all ranks, which are ended"
 # The rank, what happens in it, the step of the checkpoint that is left, and what the rank says.
 HOWS = {
     "between steps": (1, "kill()", 5, ""),
@@ -215,6 +215,7 @@ HOWS = {
     "an error within a step": (1, "mpi.update_slice = None", 5, WITHIN),
     "an interrupt within a step": (1, "mpi.update_slice = interrupt", 5, WITHIN),
     "an interrupt between agreement and step": (1, "mpi._Step.run = interrupt", 5, WITHIN),
+    "an interrupt within save": (0, "mpi.secrets.token_hex = interrupt", 5, WITHIN.replace("1", "0")),
     "while a part is written": (1, "mpi.write_content = kill", 5, ""),
     "before the manifest": (0, "mpi.write_manifest = kill", 5, ""),
     "after the manifest": (0, "mpi.is_part = kill", 6, ""),

@@ -422,11 +422,8 @@ def _together(comm: Any) -> Iterator[None]:
         error = refusal.error
     except BaseException:
         if not alone:
-            print(
-                f"rmsprop_native: rank {comm.rank} failed within a step, all ranks are ended\n{traceback.format_exc()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            said = f"rank {comm.rank} failed in a call of all ranks, which are ended"
+            print(f"rmsprop_native: {said}\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             time.sleep(0.5)  # launchers lose what they have not read yet
             comm.Abort(1)
         raise
