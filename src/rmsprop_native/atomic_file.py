@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole: whoever reads one finds the old content or the new."""
+"""Files that are replaced as a whole: whoever reads one finds the old content or the new; and a lock on a folder."""
 
 from __future__ import annotations
 
