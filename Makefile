@@ -197,7 +197,7 @@ PYTEST = $(BIN)/python -m pytest -q
 $(LONG:%=long-%): long-%: $(VENV)/test.group $(VENV)/installed
 	$(LONG_$*) --junitxml=$(HARDENING)/$*.xml
 
-hardening: $(VENV)/build.group $(VENV)/test.group $(VENV)/hardening.group $(VENV)/peers.group $(VENV)/installed ## the tools above (of the sanitizers the quick form) and the long forms of tests, in 25 minutes; writes the table of docs/reliability.md
+hardening: $(VENV)/hardening.group $(SANITIZED)/address/built $(SANITIZED)/thread/built $(VENV)/peers.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/test.group $(VENV)/installed ## the tools above (of the sanitizers the quick form) and the long forms of tests, in 25 minutes; writes the table of docs/reliability.md
 	mkdir -p $(HARDENING)
 	$(MAKE) -j2 --output-sync=target sanitize-quick coverage cross fuzz mutation $(LONG:%=long-%) memcheck clang musl analyze
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md

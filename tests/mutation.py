@@ -34,7 +34,7 @@ DEADLINE = 20
 
 # The file, and what kills its mutants, quickest first; a number is one of inputs.
 FORMULA_PROGRAMS = ["fuzz_step 50", "fuzz_ufunc 50", "test_fixed", "test_step", "fuzz_ufunc 1000", "fuzz_step 1000"]
-STORAGE_PROGRAMS = ["test_fixed", *FORMULA_PROGRAMS, "fuzz_step 3000"]
+STORAGE_PROGRAMS = ["test_storage", "test_fixed", *FORMULA_PROGRAMS, "fuzz_step 3000"]
 C_PROGRAMS = {
     "rmsp_bind.c": ["fuzz_bind 300", "test_bind", "fuzz_step 20", "fuzz_bind 3000", "test_step"],
     "rmsp_step.c": ["fuzz_step 50", "test_step", "fuzz_step 1000"],
