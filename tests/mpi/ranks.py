@@ -562,7 +562,7 @@ def any_error_in_one_rank(kind):
     found = None
     try:
         mpi.update_(params, grads_of(COMM.rank, 0), state)
-    except BaseException as error:  # noqa: BLE001 - it is one
+    except BaseException as error:  # noqa: BLE001 - interrupts are among those that are compared below
         found = error
     if COMM.rank == LAST and not issubclass(kind, Exception):
         assert type(found) is kind
@@ -860,18 +860,18 @@ class Counting(MPI.Intracomm):
         self.sent["reduce"] += (sum(counts) - counts[self.rank]) * send[0].itemsize
         return super().Ireduce_scatter(send, receive, counts, op)
 
-    def Iallgatherv(self, send, receive):  # noqa: N802
+    def Iallgatherv(self, send, receive):  # noqa: N802 - the name of mpi4py
         buffer, counts, _, _ = receive
         assert send is MPI.IN_PLACE
         # Each block goes to all others; passed on in a ring, a rank sends all blocks but that of its neighbour.
         self.sent["gather"] += (sum(counts) - counts[(self.rank + 1) % self.size]) * buffer.itemsize
         return super().Iallgatherv(send, receive)
 
-    def Allreduce(self, send, receive, op):  # noqa: N802
+    def Allreduce(self, send, receive, op):  # noqa: N802 - the name of mpi4py
         self.sent["agree"] += send.nbytes
         return super().Allreduce(send, receive, op)
 
-    def Allgather(self, send, receive):  # noqa: N802
+    def Allgather(self, send, receive):  # noqa: N802 - the name of mpi4py
         self.sent["agree"] += self.size * send.nbytes
         return super().Allgather(send, receive)
 
