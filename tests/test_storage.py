@@ -64,6 +64,39 @@ def test_bits_of_every_number(isa, number, storage, rng):
     stepped_alike(options_of(NUMBERS[number], {"momentum": 0.9, "centered": True}, stored), params, grads, steps=4)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_of_every_bfloat16_number(isa, storage):
+    """As parameter, gradient and running mean, beside NaN with every bit set and with one, infinities and zeros: the
+    kernels of bfloat16 alone do not test for NaN before they round.
+    """
+
+    def stored_as(dtype, numbers):
+        """As float32 a NaN has all bits below set too."""
+        with np.errstate(invalid="ignore"):
+            wide = numbers.astype(F32)
+            wide.view(np.uint32)[np.isnan(numbers)] |= 0xFFFF
+        return numbers if dtype == B16 else wide
+
+    rms.use_isa(isa)
+    *dtypes, stored = STORAGES[storage]
+    every = np.arange(1 << 16, dtype=np.uint16).view(B16)
+    beside = np.array([0x0000, 0x8000, 0x3F80, 0x7F80, 0xFF80, 0x7F81, 0x7FC0, 0x7FFF, 0xFFFF], np.uint16).view(B16)
+    for role in ("param", "grad", "square_avg"):
+        for others in beside:
+            numbers = dict.fromkeys(("param", "grad", "square_avg"), np.full(1 << 16, others)) | {role: every}
+            params = [stored_as(dtypes[0], numbers["param"]).copy()]
+            grads = [stored_as(dtypes[1], numbers["grad"])]
+            ref_params, ref_state = on_reference(params, stored)
+            state = rms.init(params, **stored)
+            for each in (state, ref_state):
+                each.square_avg[0][...] = stored_as(each.square_avg[0].dtype, numbers["square_avg"])
+            with np.errstate(all="ignore"):
+                rms.update_(params, grads, state)
+                reference.update_(ref_params, grads, ref_state)
+            check_alike(params, state, ref_params, ref_state)
+
+
 @pytest.mark.parametrize(
     ("storage", "rates"),
     [(storage, None) for storage in STORAGES]

@@ -5,7 +5,8 @@
  * the divider is busy with another.
  *
  * Usually elements stay in order. Where all arrays have 16 bits, the even and the odd elements of a piece are halves of
- * words, and need no shuffles: 1.2 instead of 0.9 times the speed of float32 with AVX2 over 16 Mi (bench/NOTES.md).
+ * words, which need no shuffles, and no test for NaN where they are rounded (rmsp_storage.h); bench/NOTES.md has what
+ * that gained.
  */
 #define PIECE RMSP_PIECE
 #define HALF (PIECE / 2)
@@ -25,13 +26,15 @@ static RMSP_ALWAYS_INLINE void FUNCTION(read_piece)(const int by_words, const ui
     }
 }
 
-static RMSP_ALWAYS_INLINE void FUNCTION(round_piece)(const int by_words, const float *restrict from,
+/* `reversed`: the random bits are those of a parameter, by words as rmsp_reverse_bytes gives them. */
+static RMSP_ALWAYS_INLINE void FUNCTION(round_piece)(const int by_words, const int reversed, const float *restrict from,
                                                      const uint32_t *restrict pairs, uint16_t *restrict to)
 {
     if (by_words) {
         for (int k = 0; k < HALF; k++) {
-            const uint32_t even = rmsp_rounded(from[k], pairs[k] & 0xffffu);
-            const uint32_t odd = rmsp_rounded(from[k + HALF], pairs[k] >> 16);
+            const uint32_t first = pairs[k] & 0xffffu, second = pairs[k] >> 16;
+            const uint32_t even = rmsp_rounded_short(from[k], reversed ? second : first);
+            const uint32_t odd = rmsp_rounded_short(from[k + HALF], reversed ? first : second);
             rmsp_store_pair(to + 2 * k, even >> 16 | (odd & 0xffff0000u));
         }
     } else {
@@ -42,14 +45,17 @@ static RMSP_ALWAYS_INLINE void FUNCTION(round_piece)(const int by_words, const f
 static RMSP_ALWAYS_INLINE void FUNCTION(join_piece)(const int by_words, const uint16_t *restrict upper,
                                                     const uint16_t *restrict lower, float *restrict to)
 {
+    uint16_t counts[PIECE];
+    for (int k = 0; k < PIECE; k++) counts[k] = rmsp_lower_beside(upper[k], lower[k]);
     if (by_words) {
         for (int k = 0; k < HALF; k++) {
-            const uint32_t high = rmsp_load_pair(upper + 2 * k), low = rmsp_load_pair(lower + 2 * k);
-            to[k] = rmsp_join(high << 16, (uint16_t)low);
-            to[k + HALF] = rmsp_join(high & 0xffff0000u, (uint16_t)(low >> 16));
+            const uint32_t high = rmsp_load_pair(upper + 2 * k), low = rmsp_load_pair(counts + 2 * k) ^ 0x80008000u;
+            to[k] = rmsp_join(high << 16, (int32_t)(low & 0xffffu) - 0x8000);
+            to[k + HALF] = rmsp_join(high & 0xffff0000u, (int32_t)(low >> 16) - 0x8000);
         }
     } else {
-        for (int k = 0; k < PIECE; k++) to[k] = rmsp_join((uint32_t)upper[k] << 16, lower[k]);
+        const int16_t *const with_signs = (const int16_t *)counts;
+        for (int k = 0; k < PIECE; k++) to[k] = rmsp_join((uint32_t)upper[k] << 16, with_signs[k]);
     }
 }
 
@@ -59,14 +65,18 @@ static RMSP_ALWAYS_INLINE void FUNCTION(split_piece)(const int by_words, const f
     if (by_words) {
         for (int k = 0; k < HALF; k++) {
             const float even = from[k], odd = from[k + HALF];
-            rmsp_store_pair(upper + 2 * k, rmsp_upper(even) >> 16 | (rmsp_upper(odd) & 0xffff0000u));
+            const uint32_t first = rmsp_rounded_short(even, 0x8000u), second = rmsp_rounded_short(odd, 0x8000u);
+            rmsp_store_pair(upper + 2 * k, first >> 16 | (second & 0xffff0000u));
             rmsp_store_pair(lower + 2 * k, (rmsp_bits_of(even) & 0xffffu) | rmsp_bits_of(odd) << 16);
         }
     } else {
+        uint16_t uppers[PIECE], lowers[PIECE]; /* in one loop compilers take words for halves, or no vectors */
+        for (int k = 0; k < PIECE; k++) lower[k] = (uint16_t)rmsp_bits_of(from[k]);
         for (int k = 0; k < PIECE; k++) {
-            lower[k] = (uint16_t)rmsp_bits_of(from[k]);
-            upper[k] = (uint16_t)(rmsp_upper(from[k]) >> 16);
+            lowers[k] = (uint16_t)rmsp_bits_of(from[k]);
+            uppers[k] = (uint16_t)(rmsp_bits_of(from[k]) >> 16);
         }
+        for (int k = 0; k < PIECE; k++) upper[k] = rmsp_nearest(uppers[k], lowers[k]);
     }
 }
 
@@ -144,10 +154,11 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
         }
 #undef STEP
 
-        if (avg16) FUNCTION(round_piece)(by_words, wide_avg, pairs, (uint16_t *)square_avg + i);
+        if (avg16) FUNCTION(round_piece)(by_words, 0, wide_avg, pairs, (uint16_t *)square_avg + i);
         if (param_storage == RMSP_PARAM_ROUNDED) {
-            for (int k = 0; k < HALF; k++) pairs[k] = rmsp_swap_bytes(pairs[k]);
-            FUNCTION(round_piece)(by_words, wide_param, pairs, param16);
+            for (int k = 0; k < HALF; k++)
+                pairs[k] = by_words ? rmsp_reverse_bytes(pairs[k]) : rmsp_swap_bytes(pairs[k]);
+            FUNCTION(round_piece)(by_words, 1, wide_param, pairs, param16);
         }
         if (param_storage == RMSP_PARAM_SPLIT) FUNCTION(split_piece)(by_words, wide_param, param16, low16);
     }
@@ -177,14 +188,21 @@ static void FUNCTION(widen)(size_t n, const uint16_t *restrict from, float *rest
 
 static void FUNCTION(join)(size_t n, const uint16_t *restrict upper, const uint16_t *restrict lower, float *restrict to)
 {
-    for (size_t i = 0; i < n; i++) to[i] = rmsp_join((uint32_t)upper[i] << 16, lower[i]);
+    size_t i = 0;
+    for (; i + PIECE <= n; i += PIECE) FUNCTION(join_piece)(0, upper + i, lower + i, to + i);
+    for (; i < n; i++) {
+        const uint16_t counts = rmsp_lower_beside(upper[i], lower[i]);
+        to[i] = rmsp_join((uint32_t)upper[i] << 16, (int32_t)(counts ^ 0x8000u) - 0x8000);
+    }
 }
 
 static void FUNCTION(split)(size_t n, const float *restrict from, uint16_t *restrict upper, uint16_t *restrict lower)
 {
-    for (size_t i = 0; i < n; i++) {
+    size_t i = 0;
+    for (; i + PIECE <= n; i += PIECE) FUNCTION(split_piece)(0, from + i, upper + i, lower + i);
+    for (; i < n; i++) {
         lower[i] = (uint16_t)rmsp_bits_of(from[i]);
-        upper[i] = (uint16_t)(rmsp_upper(from[i]) >> 16);
+        upper[i] = rmsp_nearest((uint16_t)(rmsp_bits_of(from[i]) >> 16), lower[i]);
     }
 }
 

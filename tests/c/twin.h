@@ -28,12 +28,26 @@ static inline int has_own(const sample *s, size_t i, int k)
     return k == RMSP_PARAM || (k != RMSP_GRAD && k != RMSP_LOW_HALF && has_state(s, i, k));
 }
 
+/* A number of its two halves, and a number that has only the upper one, rounded to the nearest. */
+static inline double joined(float upper, uint16_t lower)
+{
+    const uint32_t bits = rmsp_bits_of(upper);
+    const int32_t counts = rmsp_lower_beside((uint16_t)(bits >> 16), lower);
+    return (double)rmsp_join(bits, counts < 0x8000 ? counts : counts - 0x10000);
+}
+
+static inline float nearest(float x)
+{
+    const uint32_t bits = rmsp_bits_of(x);
+    return rmsp_from_bf16(rmsp_nearest((uint16_t)(bits >> 16), (uint16_t)bits));
+}
+
 static inline double get_param(const sample *s, size_t i, size_t e)
 {
     const rmsp_array low = state_of(s, i, RMSP_LOW_HALF);
     const double upper = get_real(&s->params[i]->a, e);
     if (!has_state(s, i, RMSP_LOW_HALF)) return upper;
-    return (double)rmsp_join(rmsp_bits_of((float)upper), (uint16_t)get_real(&low, e));
+    return joined((float)upper, (uint16_t)get_real(&low, e));
 }
 
 static inline void set_param(const sample *s, size_t i, size_t e, double x)
@@ -41,7 +55,7 @@ static inline void set_param(const sample *s, size_t i, size_t e, double x)
     const rmsp_array low = state_of(s, i, RMSP_LOW_HALF);
     if (has_state(s, i, RMSP_LOW_HALF)) {
         set_real(&low, e, (double)(rmsp_bits_of((float)x) & 0xffffu));
-        x = (double)rmsp_of_bits(rmsp_upper((float)x) & 0xffff0000u);
+        x = (double)nearest((float)x);
     }
     set_real(&s->params[i]->a, e, x);
 }
@@ -196,7 +210,7 @@ static inline void round_stored(const rmsp_plan *plan, int64_t steps, size_t i, 
     if (extra->low_half == NULL) {
         *param = (double)rmsp_from_bf16(rmsp_to_bf16((float)*param, swapped));
     } else {
-        *param = (double)rmsp_join(rmsp_upper((float)*param) & 0xffff0000u, (uint16_t)rmsp_bits_of((float)*param));
+        *param = joined(nearest((float)*param), (uint16_t)rmsp_bits_of((float)*param));
     }
 }
 
