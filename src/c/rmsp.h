@@ -187,8 +187,8 @@ static inline int rmsp_bf16_kernel(int variant)
 }
 
 /* One fused pass over n elements, a multiple of RMSP_PIECE, in C order of their leaf; `low` are the lower halves of a
- * split parameter. Random bits are those of the pairs from `word` on in a stream (rmsp_storage.h). No coefficient may be
- * NaN: where all arrays are bfloat16 its lower half would be rounded. */
+ * split parameter. Random bits are those of the pairs from `word` on in a stream (rmsp_storage.h). No coefficient may
+ * be NaN: where all arrays are bfloat16 its lower half would be rounded. */
 #define RMSP_PIECE 32
 typedef void rmsp_bf16_fn(size_t n, void *param, uint16_t *low, const void *grad, void *square_avg,
                           float *momentum_buffer, float *grad_avg, int variant, const rmsp_coef_f32 *coef,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
         _sweep(folder)
         try:
             while fd < 0:
-                temporary = os.path.join(folder, _NAME.format(secrets.token_hex(8)))
+                temporary = os.path.join(folder, _NAME.format(os.urandom(8).hex()))
                 fd = os.open(temporary, _NEW, 0o666 if mode is None else mode)
                 if not _lock(fd, temporary):  # another process has taken it for a stray
                     fd, taken = -1, fd

@@ -597,7 +597,9 @@ def communicators():
     check_same(params, ref_params)
     alone = mpi.init(params, comm=MPI.COMM_SELF)
     mpi.update_(params, grads_of(COMM.rank, 0), alone)
+    assert f"rank={half.rank} of {half.size}, step=3" in repr(state)
     half.Free()
+    assert "rank=none, step=3" in repr(state)
     for call in (
         lambda: mpi.update_(params, grads_of(0, 0), state),
         lambda: mpi.save(FOLDER / "never", state),

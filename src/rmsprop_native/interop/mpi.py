@@ -234,10 +234,9 @@ class ShardedState:
     """Of each group."""
 
     def __repr__(self) -> str:
-        return (
-            f"ShardedState(rank={self.comm.rank} of {self.comm.size}, step={self.step}, leaves={len(self._paths)}, "
-            f"options={self.options!r})"
-        )
+        is_usable = self.comm != MPI.COMM_NULL and not MPI.Is_finalized()
+        rank = f"{self.comm.rank} of {self.comm.size}" if is_usable else "none"
+        return f"ShardedState(rank={rank}, step={self.step}, leaves={len(self._paths)}, options={self.options!r})"
 
     @property
     def step(self) -> int:
