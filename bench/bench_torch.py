@@ -67,27 +67,23 @@ def bitsandbytes(params):
     return RMSprop8bit(params)
 
 
-# Of <malloc.h>: what is asked of the system by itself, and from which size on free memory is given back to it.
+# Of <malloc.h>: from which size on free memory is given back, and how much may be asked for by itself.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-DEFAULTS = {M_TRIM_THRESHOLD: 128 * 1024, M_MMAP_MAX: 65536}
-KEPT = {M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0}
 
 
-def with_memory(settings, turn):
-    """A turn during which glibc's malloc has these settings: a temporary array of 32 MiB, one a step in torch, is new
-    pages from the system by default; kept ones cost half of that step less.
+def with_kept_memory(turn):
+    """A turn in which glibc's malloc gives no memory back. Torch has a temporary array of 32 MiB in each step, and by
+    default that may be new pages every time, which take as long as the rest; it depends on what the heap happens to be.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return turn
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
 
     def run():
-        for parameter, value in settings.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_MMAP_MAX, 0)
+        turn()
         seconds = turn()
-        for parameter, value in DEFAULTS.items():
-            libc.mallopt(parameter, value)
+        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
+        mallopt(M_MMAP_MAX, 65536)
         return seconds
 
     return run
@@ -120,7 +116,5 @@ def test_bf16_step(take_turns, shapes):
         p.grad = torch.randn_like(p)
         torch.set_num_threads(THREADS)
         turn = on_threads(THREADS, hot(make([p]).step))
-        turns[name] = with_memory(DEFAULTS, turn)
-        if "ours" not in name:
-            turns[f"{name}, memory kept"] = with_memory(KEPT, turn)
+        turns[name] = turn if "ours" in name else with_kept_memory(turn)
     take_turns(turns, kind="torch bf16", shapes=shapes)

@@ -183,11 +183,8 @@ BF16 = (
     "ours, all bfloat16",
     "ours, float32",
     "torch",
-    "torch, memory kept",
     "torch foreach",
-    "torch foreach, memory kept",
     "bitsandbytes 8 bit",
-    "bitsandbytes 8 bit, memory kept",
 )
 
 

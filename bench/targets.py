@@ -173,10 +173,9 @@ def of_torch(runs: Runs) -> Iterator[Row]:
         value = faster_of(step(shapes), "torch", "torch foreach")
         yield ratio(f"interop.torch.RMSprop, {shapes} f32", f">= {least}x the best of torch", value, least=least)
     low = find(runs, kind="torch bf16", shapes="16 Mi", threads=1)
-    for peer, least in (("torch", 3), ("torch foreach", 3), ("bitsandbytes 8 bit", 15)):
-        for name in (peer, f"{peer}, memory kept"):
-            value = over(low["medians"], name, "ours, all bfloat16") if low else None
-            yield ratio("interop.torch.RMSprop, 16 Mi, all bfloat16", f">= {least}x {name}", value, least=least)
+    for name, least in (("torch", 3), ("torch foreach", 3), ("bitsandbytes 8 bit", 15)):
+        value = over(low["medians"], name, "ours, all bfloat16") if low else None
+        yield ratio("interop.torch.RMSprop, 16 Mi, all bfloat16", f">= {least}x {name} in bfloat16", value, least=least)
     if step("A2C"):
         yield duration("interop.torch.RMSprop, 12 parameters of A2C", step("A2C"), "ours", 10)
     for shapes in ("A2C", "100 x 64", "1000 x 64", "1 Mi", "16 Mi"):
@@ -195,10 +194,6 @@ def of_storage(runs: Runs) -> Iterator[Row]:
         for name, speed in least.items() if run else ():
             value = over(run["medians"], "float32", name)
             yield ratio(f"{name}, {size_of(n)}", f">= {speed} of the speed of float32", value, least=speed)
-    run = find(runs, kind="storage", n=2**24, threads=1)
-    if run:
-        value = over(run["medians"], "torch's own, all bfloat16", narrow)
-        yield ratio(f"{narrow}, 16 Mi", ">= 3x torch in bfloat16", value, least=3)
 
 
 def of_the_rest(runs: Runs) -> Iterator[Row]:
