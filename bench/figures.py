@@ -89,23 +89,20 @@ def throughput(runs: Runs, caption: str, path: Path) -> None:
             at = (sizes[0], max(limit[:5])), (0, 4)
             axes.annotate(f"limit, {threads_of(threads)}", *at, textcoords="offset points", color=color)
         axes.set(ylim=(0, axes.get_ylim()[1] * 1.05))
-        # The names of the solid lines go to the right of where these leave the caches, as high as they are before it.
-        heights = {}
-        for threads, line in lines.items():
-            n = max((n for n in line if n <= 2**20), default=min(line))
-            heights[threads] = n / line[n]["ours"] / 1e9
-        for threads, y in zip(heights, apart(list(heights.values()), axes.get_ylim()[1] / 14), strict=True):
-            axes.annotate(f"update_, {threads_of(threads)}", (2**21.6, y), color=THREADS[threads], va="center")
+        ends = {threads: max(line) / line[max(line)]["ours"] / 1e9 for threads, line in lines.items()}
+        for threads, y in zip(ends, apart(list(ends.values()), axes.get_ylim()[1] / 7), strict=True):
+            axes.annotate(f"update_,\n{threads_of(threads)}", (2**25.7, y), color=THREADS[threads], va="center")
         for n in (2**16, 2**24):
             known = sorted((line[n]["ours"], threads) for threads, line in lines.items() if n in line)
-            for (time, threads), offset in zip(known, (6, -9), strict=False):  # the faster one above its point
+            for (time, threads), offset in zip(known, (8, -9), strict=False):  # the faster one above its point
                 text, at = f"{lines[threads][n]['limit'] / time:.2f}", ((n, n / time / 1e9), (0, offset))
                 words = {"textcoords": "offset points", "ha": "center", "va": "center", "color": THREADS[threads]}
+                words["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.75}
                 axes.annotate(text, *at, **words)
         ticks = [2**k for k in (8, 12, 16, 20, 24)]
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [size_of(n) for n in ticks])
-        axes.set(xlim=(2**7.5, 2**26), title=f"one array, {dtype}", xlabel="elements", ylabel="elements a nanosecond")
+        axes.set(xlim=(2**7.5, 2**30), title=f"one array, {dtype}", xlabel="elements", ylabel="elements a nanosecond")
     title = "The plain step of one array in a row; the numbers are the part of the limit that is reached"
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     save(figure, caption, path)

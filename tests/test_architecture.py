@@ -302,6 +302,7 @@ def test_readme_has_the_figures_of_the_page(row):
     names = cells(re.search(r"^\| case +\|.*$", page, re.MULTILINE)[0])
     measured = cells(re.search(rf"^\| {case} +\| {threads} thread.*$", page, re.MULTILINE)[0])
     times = dict(zip(names, measured, strict=True))
+    times["torch"] = min(times["torch"], times["torch foreach"], key=float)
     shown = cells(re.search(rf"^\| {row} \|.*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0])[1:]
     numba = "numba prange" if "(prange)" in shown[2] else "numba"
     peers = ("ours", "numpy", numba, "torch", "torch.compile", "torch fused adagrad")
