@@ -8,6 +8,9 @@ SOURCES := pyproject.toml CMakeLists.txt README.md LICENSE $(wildcard src/c/* sr
 PY_FILES := src tests examples bench docs/conf.py
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs
 
+# Without MAKEFLAGS: ninja would look for the jobs of make, whose files it does not have.
+BUILD_C = MAKEFLAGS= $(BIN)/cmake --build
+
 .PHONY: help environment demo test test-c test-peers test-mpi sanitize sanitize-quick freethreaded analyze cross memcheck fuzz clang musl coverage mutation hardening bench bench-quick docs vectors lint format wheel clean
 help: ## these lines
 	@grep -E '^[a-z -]+:.*## ' Makefile | sed -E 's/^([a-z -]+):.*## /\1\t/' | expand -t 20
@@ -21,7 +24,7 @@ test: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/installed
 
 test-c: $(VENV)/build.group ## run the tests of the C library, which need no Python
 	$(BIN)/cmake -S . -B build/c -G Ninja -DRMSPROP_TESTS=ON
-	$(BIN)/cmake --build build/c
+	$(BUILD_C) build/c
 	$(BIN)/ctest --test-dir build/c --output-on-failure
 
 test-peers: $(VENV)/peers.group $(VENV)/demo.group $(VENV)/installed ## train beside the real torch, Keras, PennyLane and others
@@ -108,12 +111,12 @@ cross-%: $(VENV)/build.group
 	$(BIN)/cmake -S . -B build/cross/$* -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=$(or $(COMPILER_$*),$*) -DCMAKE_C_COMPILER=$(or $(COMPILER_$*),$*)-linux-gnu-gcc -DCMAKE_C_FLAGS="$(C_FLAGS_$*)" \
 	  -DCMAKE_EXE_LINKER_FLAGS=-static "-DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(EMULATOR_$*),qemu-$*)"
-	$(BIN)/cmake --build build/cross/$*
+	$(BUILD_C) build/cross/$*
 	$(BIN)/ctest --test-dir build/cross/$* --output-on-failure -E test_threads --output-junit $(CURDIR)/$(HARDENING)/$*.xml
 
 # Other compilers and C libraries; clang and musl-tools of Debian.
 clang musl: C_TESTS = $(BIN)/cmake -S . -B build/$@ -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF
-clang musl: RUN_C_TESTS = $(BIN)/cmake --build build/$@ && \
+clang musl: RUN_C_TESTS = $(BUILD_C) build/$@ && \
   $(BIN)/ctest --test-dir build/$@ --output-on-failure --output-junit $(CURDIR)/$(HARDENING)/$@.xml
 clang: $(VENV)/build.group ## the C tests built by clang
 	for features in $(FEATURES); do \
@@ -131,7 +134,7 @@ memcheck: $(VENV)/build.group ## the C tests under valgrind
 	$(BIN)/cmake -S . -B build/memcheck -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_OPENMP=OFF -DCMAKE_BUILD_TYPE=Debug \
 	  "-DCMAKE_CROSSCOMPILING_EMULATOR=valgrind;--quiet;--error-exitcode=1;--leak-check=full" \
 	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$(shell uname -m)
-	$(BIN)/cmake --build build/memcheck
+	$(BUILD_C) build/memcheck
 	$(BIN)/ctest --test-dir build/memcheck --output-on-failure -E "test_threads|test_plan" \
 	  --output-junit $(CURDIR)/$(HARDENING)/valgrind.xml
 
@@ -142,7 +145,7 @@ FUZZ = -max_total_time=$(FUZZ_SECONDS) -len_control=0 -max_len=256 -print_final_
 fuzz: $(VENV)/build.group $(VENV)/hardening.group $(VENV)/installed ## fuzz bind, step, the ufunc loop and load, a minute each
 	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DRMSPROP_TESTS=ON -DRMSPROP_FUZZ=ON -DRMSPROP_OPENMP=OFF \
 	  -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Debug -DRMSPROP_SANITIZE=address,undefined,fuzzer-no-link
-	$(BIN)/cmake --build build/fuzz
+	$(BUILD_C) build/fuzz
 	mkdir -p $(HARDENING) build/fuzz/corpus/bind build/fuzz/corpus/step build/fuzz/corpus/ufunc build/fuzz/corpus/load
 	for name in bind step ufunc; do \
 	  build/fuzz/tests/c/fuzz_$$name $(FUZZ) build/fuzz/corpus/$$name >$(HARDENING)/fuzz_$$name.log 2>&1 || \
