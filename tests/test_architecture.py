@@ -311,6 +311,22 @@ def test_readme_has_the_figures_of_the_page(row):
         assert ("**" in cell) == (peer != "ours" and times[peer] != "-" and float(times[peer]) < 1), peer
 
 
+def test_readme_has_the_bfloat16_figures_of_the_page():
+    """They are ratios to another column there."""
+    page = (ROOT / "docs" / "performance.md").read_text()
+    table = page.partition("## The optimizer of torch with bfloat16 tensors")[2]
+    names, measured = (
+        [cell.strip() for cell in re.search(pattern, table, re.MULTILINE)[0].strip("|").split("|")]
+        for pattern in (r"^\| parameters, bfloat16 .*$", r"^\| 16 Mi +\| 1 thread .*$")
+    )
+    over_ours = dict(zip(names[3:], map(float, measured[3:]), strict=True))
+    ours = over_ours["ours, all bfloat16, over ours"]
+    torch = min(over_ours["torch, over ours"], over_ours["torch foreach, over ours"])
+    time = f"{int(measured[2].split()[0]) * ours:.0f} µs"
+    row = f"| one of 16 Mi, all of it bfloat16 | {time} | - | - | {torch / ours:.3g} |"
+    assert row in (ROOT / "README.md").read_text()
+
+
 def test_import_brings_numpy_only():
     """The one run-time dependency is NumPy."""
     code = """
