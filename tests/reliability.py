@@ -32,6 +32,7 @@ FORMS = {
     "clang": "the C tests built by clang; builds without optional features before them",
     "musl": "the C tests with musl, linked statically",
     "valgrind": "the C tests but for plans and threads under valgrind",
+    "avx512": "the C tests but for plans and threads with AVX-512, under Linux on Bochs",
     "aarch64": "the C tests for AArch64 (NEON), under QEMU",
     "sve": "the C tests for AArch64 with SVE, vectors of 512 bits, under QEMU",
     "s390x": "the C tests for s390x (big-endian), under QEMU",
