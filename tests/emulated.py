@@ -97,7 +97,8 @@ def run(folder: Path, disc: Path) -> dict[str, str]:
 
 def main(folder: Path, kernel: Path, results: Path, programs: list[Path]) -> int:
     """How many did not end with status 0."""
-    assert programs and len({program.name for program in programs}) == len(programs), "programs with names of their own"
+    if not programs or len({program.name for program in programs}) < len(programs):
+        raise SystemExit("no programs, or two of one name")
     folder.mkdir(parents=True, exist_ok=True)
     ended = run(folder, make_disc(folder, kernel, programs))
     names = ["avx512", *(program.name for program in programs)]

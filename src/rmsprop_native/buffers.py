@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["PAGE", "place"]
+__all__ = ["PAGE", "place", "start_in"]
 
 # Where in a page of memory each large buffer starts. NumPy's large arrays all start 16 bytes into a page. Loads and
 # stores whose addresses agree in the last 12 bits delay each other (4K aliasing): with the buffers there too, a step
@@ -16,6 +16,7 @@ __all__ = ["PAGE", "place"]
 # one peel aligns the vectors of all arrays.
 PAGE = 4096
 _LINE = 64
+_INTO_LINE = 16
 _PLACES = {
     "square_avg": 1104, "momentum_buffer": 2192, "grad_avg": 3280, "ema": 272, "grad_sum": 1616, "low_half": 2704
 }  # fmt: skip
@@ -52,3 +53,28 @@ def place(sizes: Mapping[str, Sequence[int]]) -> tuple[list[list[int]], int]:
             end += nbytes
         starts.append(places)
     return starts, end
+
+
+def start_in(address: int, name: str) -> int:
+    """Where in memory with a page to spare a large buffer beside tensors of torch starts.
+
+    Parameters
+    ----------
+    address : int
+        That of the memory, a multiple of 16.
+    name : str
+        The buffer's.
+
+    Returns
+    -------
+    int
+        The bytes before it, less than a page. It is at the place of its name less 16 bytes, since torch's tensors
+        start with a cache line.
+
+    Examples
+    --------
+    >>> from rmsprop_native.buffers import start_in
+    >>> start_in(64, "square_avg")
+    1024
+    """
+    return (_PLACES[name] - _INTO_LINE - address) % PAGE

@@ -47,7 +47,7 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.optim import optimizer as base
 
 import rmsprop_native as rms
-from rmsprop_native.interop.torch import RMSprop
+from rmsprop_native.interop.torch import RMSprop, from_state_dict, to_state_dict
 
 pytestmark = pytest.mark.usefixtures("torch_source")
 
@@ -710,6 +710,85 @@ def resumed(how, model, optimizer):
         return other, optimizer_2
     copied = copy.deepcopy if how == "deepcopy" else lambda pair: pickle.loads(pickle.dumps(pair))
     return copied((model, optimizer))
+
+
+FORMS = {
+    "C order": torch.empty(512, 256),
+    "transposed": torch.empty(256, 512).t(),
+    "channels last": torch.empty(32, 64, 8, 8).to(memory_format=torch.channels_last),
+    "every other": torch.empty(512, 512)[:, ::2],
+    "small": torch.empty(100, 100),
+}
+LARGE = {"momentum": 0.5, "centered": True, "ema": 0.875}
+PAGE, LINE = 4096, 64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_new_buffers_are_those_of_zeros_like(form, dtype):
+    """But that large ones lie apart in a page, each with a cache line as its start."""
+    p = nn.Parameter(torch.empty_like(FORMS[form], dtype=dtype).copy_(torch.randn(FORMS[form].shape)))
+    p.grad = torch.randn_like(p)
+    optimizer = RMSprop([p], **LARGE)
+    optimizer.step()
+    assert optimizer.native
+    buffers = {name: each for name, each in optimizer.state[p].items() if name != "step"}
+    assert len(buffers) == 4 + (dtype is torch.bfloat16)
+    order = torch.contiguous_format if dtype is torch.bfloat16 else torch.preserve_format
+    for name, buffer in buffers.items():
+        of = torch.int16 if name == "low_half" else torch.float32 if dtype is torch.bfloat16 else dtype
+        like = torch.zeros_like(p, dtype=of, memory_format=order)
+        assert (buffer.shape, buffer.stride(), buffer.dtype) == (like.shape, like.stride(), like.dtype)
+        assert type(buffer) is torch.Tensor
+        assert not buffer._is_view()
+        assert not buffer.requires_grad
+        assert buffer.data_ptr() % LINE == 0
+    if form != "small":
+        places = [each.data_ptr() % PAGE for each in buffers.values()]
+        distances = [(one - other) % PAGE for i, one in enumerate(places) for other in places[:i]]
+        assert all(4 * LINE <= distance <= PAGE - 4 * LINE for distance in distances)
+
+
+@pytest.mark.parametrize("options", [{}, LARGE, {"clip_global_norm": 0.5}, {"preset": "sb3"}], ids=label_of)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_default_device(dtype, options):
+    """The state of parameters on the CPU is there too, wherever new tensors are."""
+    params = [nn.Parameter(torch.ones(300, 200, dtype=dtype)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.full_like(p, 0.5)
+    optimizer, expected = (RMSprop([p], **options) for p in params)
+    with torch.device("meta"):
+        optimizer.step()
+        state = from_state_dict(optimizer.state_dict(), params[:1])
+        saved = to_state_dict(state, "native")
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+    expected.step()
+    expected.step()
+    assert optimizer.native
+    assert torch.equal(*params)
+    tensors = [*optimizer.state[params[0]].values(), *saved["state"][0].values()]
+    assert {each.device.type for each in tensors} == {"cpu"}
+
+
+@pytest.mark.parametrize("how", ["state_dict", "deepcopy", "pickle"])
+@pytest.mark.parametrize("form", FORMS)
+def test_bits_of_large_parameters_after_a_resume(form, how):
+    """Those of `rms.update_` too; what is saved has little beside the numbers."""
+    model = nn.ParameterList([torch.empty_like(FORMS[form]).copy_(torch.randn(FORMS[form].shape))])
+    array = model[0].detach().numpy().copy()
+    state = rms.init(array, preset="torch", lr=0.01, **LARGE)
+    optimizer = RMSprop(model.parameters(), lr=0.01, **LARGE)
+    for resumes in (False, True):
+        if resumes:
+            assert len(pickle.dumps(optimizer.state_dict())) < 4 * (array.nbytes + 2 * PAGE)
+            model, optimizer = resumed(how, model, optimizer)
+        model[0].grad = torch.randn_like(model[0])
+        optimizer.step()
+        rms.update_(array, model[0].grad.numpy(), state)
+        assert same_bits(model[0].detach().numpy(), array)
+        entry = optimizer.state[model[0]]
+        assert all(same_bits(entry[name].numpy(), getattr(state, name)) for name in state.options.buffers)
 
 
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy", "pickle"])

@@ -448,6 +448,31 @@ def complex_shards(here, options, limit):
         assert_close(whole(p), whole(plain), "param")
 
 
+@case(dtype=("float32", "bfloat16"), dim=(0, 1))
+def large_shards(here, dtype, dim):
+    """Their buffers lie apart in a page, and are DTensors as those that torch makes."""
+    random = torch.Generator().manual_seed(1)
+    values, grad = (torch.randn(512, 512, generator=random).to(getattr(torch, dtype)) for _ in range(2))
+    mesh = init_device_mesh("cpu", (RANKS,))
+    p, plain = nn.Parameter(distribute_tensor(values, mesh, [Shard(dim)])), nn.Parameter(values)
+    p.grad, plain.grad = distribute_tensor(grad, mesh, [Shard(dim)]), grad
+    options = {"momentum": 0.5, "centered": True, "ema": 0.875}
+    optimizer, expected = RMSprop([p], **options), RMSprop([plain], **options)
+    optimizer.step()
+    expected.step()
+    assert optimizer.native
+    buffers = {name: each for name, each in optimizer.state[p].items() if name != "step"}
+    assert buffers.keys() == expected.state[plain].keys() - {"step"}
+    for name, buffer in buffers.items():
+        like = torch.zeros_like(p, dtype=buffer.dtype)
+        assert (type(buffer), buffer._spec) == (DTensor, like._spec)
+        assert torch.equal(buffer.to_local(), expected.state[plain][name].chunk(RANKS, dim)[here.rank])
+    assert torch.equal(p.full_tensor(), plain)
+    places = [each.to_local().data_ptr() % 4096 for each in buffers.values()]
+    distances = [(one - other) % 4096 for i, one in enumerate(places) for other in places[:i]]
+    assert all(256 <= distance <= 4096 - 256 for distance in distances)
+
+
 BF16 = {
     "split": {},
     "rounded": {"master_weights": False, "square_avg_dtype": "bfloat16"},

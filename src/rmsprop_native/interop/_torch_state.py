@@ -178,7 +178,7 @@ def to_state_dict(state: State, kind: Literal["torch", "native", "timm"] = "torc
         return {
             "state": {
                 i: {
-                    "step": torch.tensor(float(state.step)),
+                    "step": torch.tensor(float(state.step), device="cpu"),
                     **{
                         name: as_tensor(arrays[i].copy(order="K"))
                         for name, arrays in buffers.items()

@@ -35,6 +35,7 @@ from rmsprop_native._plan import (
     TensorPlan,
     find_bfloat16,
 )
+from rmsprop_native.buffers import PAGE, start_in
 from rmsprop_native.coefficients import check_dtype, group_of, largest_number
 from rmsprop_native.interop._torch_state import (
     EXTRA_TF,
@@ -59,6 +60,9 @@ Group = dict[str, Any]
 
 # The bit of each buffer that a parameter has; square_avg is array 2 of a leaf.
 _BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(BUFFERS)}
+
+# From so many bytes on glibc maps each array by itself, at first; those all start at the same place in a page.
+_MAPPED = 1 << 17
 
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16)
 
@@ -720,21 +724,20 @@ class RMSprop(torch.optim.RMSprop):
         entry = self.state[param]
         is_new = len(entry) == 0
         if is_new:
-            entry["step"] = torch.zeros((), dtype=base._get_scalar_dtype())
+            entry["step"] = torch.zeros((), dtype=base._get_scalar_dtype(), device="cpu")
         dense = torch.contiguous_format if _has_bf16(param, group) else torch.preserve_format
         for name in _buffers_of(self._options(group), param):
             if name in entry:
                 entry[name] = _widened(entry[name], name, param, group)
                 continue
-            if name == "ema":  # no state of torch's class has it
-                entry[name] = self._master(param).contiguous(memory_format=dense)
-                continue
-            if not is_new and name != "low_half":  # without lower halves the parameters are what they are
+            if not is_new and name not in ("ema", "low_half"):  # without these the parameters are what they are
                 raise ValueError(
                     f"the state of {name_of_param} has no {name}: it was made with other options; "
                     f"put zeros there to go on with these"
                 )
-            entry[name] = torch.zeros_like(param, dtype=_dtype_of(name, param, group), memory_format=dense)
+            entry[name] = _zeros(name, param, _dtype_of(name, param, group), dense)
+            if name == "ema":
+                entry[name].copy_(self._master(param))
             start = {**group, **self._fixed}.get("initial_square_avg", 0.0)
             if name == "square_avg" and start != 0:
                 entry[name].fill_(complex(start, start) if param.is_complex() else start)
@@ -813,6 +816,23 @@ def _buffers_of(options: Options, param: Any = None) -> tuple[str, ...]:
     return (*options.buffers, "low_half") if is_split else options.buffers
 
 
+def _zeros(name: str, param: Any, dtype: Any, memory_format: Any) -> Any:
+    """A new buffer of a parameter; a large one at a place in a page that does not conflict (buffers.py)."""
+    if _is_sharded(param) and param.is_contiguous():
+        local = _zeros(name, _local(param, param), dtype, memory_format)
+        return DTensor.from_local(
+            local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+        )
+    is_plain = type(param) in (torch.Tensor, torch.nn.Parameter) and param.layout is torch.strided
+    if not (is_plain and param.device.type == "cpu" and param.numel() * dtype.itemsize >= _MAPPED):
+        return torch.zeros_like(param, dtype=dtype, memory_format=memory_format)
+    form = torch.empty_like(param, dtype=dtype, memory_format=memory_format, device="meta")
+    memory = torch.zeros(form.numel() * dtype.itemsize + PAGE, dtype=torch.uint8, device="cpu")
+    first = start_in(memory.data_ptr(), name) // dtype.itemsize
+    # By set_ it is no view, whose base users would see.
+    return torch.empty(0, dtype=dtype, device="cpu").set_(memory.untyped_storage(), first, form.size(), form.stride())
+
+
 def _widened(buffer: Any, name: str, param: Any, group: Group) -> Any:
     """A buffer of a parameter in float32 and in C order, where torch's class has made it in bfloat16."""
     if not isinstance(buffer, torch.Tensor) or not _has_bf16(param, group):
@@ -832,7 +852,7 @@ def _real_dtype(dtype: Any) -> Any:
     """The NumPy dtype of the reals that numbers of one of torch's dtypes are computed with in."""
     if dtype is torch.bfloat16:
         return np.dtype(np.float32)
-    return torch.empty((), dtype=dtype).numpy().real.dtype
+    return torch.empty((), dtype=dtype, device="cpu").numpy().real.dtype
 
 
 def _norm(grad: Any) -> float:
