@@ -39,17 +39,6 @@ def test_trees(interleave, rng, count):
     interleave(contenders, kind="trees", dtype="f32", count=count, n=64)
 
 
-@pytest.fixture
-def keeps_memory():
-    """A C library that keeps the memory of large arrays when they are freed, as in a program that runs for long.
-
-    glibc maps an array of more than 128 KiB anew, page by page, until a larger one has been freed (up to 32 MiB): how
-    long new arrays and NumPy's temporaries take would depend on what was measured before.
-    """
-    np.empty(31 * 2**20, np.uint8)
-
-
-@pytest.mark.usefixtures("keeps_memory")
 @pytest.mark.parametrize("n", [4, 2**16, 2**20])
 def test_ufunc(interleave, rng, n):
     p, g = (rng.standard_normal(n) for _ in range(2))
@@ -66,7 +55,6 @@ def test_ufunc(interleave, rng, n):
     interleave(contenders, kind="ufunc", dtype="f64", n=n)
 
 
-@pytest.mark.usefixtures("keeps_memory")
 @pytest.mark.parametrize("n", [50, 200, 1000])
 @pytest.mark.parametrize("rates", ["row", "element"])
 def test_rates(interleave, rng, rates, n):

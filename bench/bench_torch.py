@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 
 import pytest
@@ -67,28 +66,6 @@ def bitsandbytes(params):
     return RMSprop8bit(params)
 
 
-# Of <malloc.h>: from which size on free memory is given back, and how much may be asked for by itself.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-def with_kept_memory(turn):
-    """A turn in which glibc's malloc gives no memory back. Torch has a temporary array of 32 MiB in each step, and by
-    default that may be new pages every time, which take as long as the rest; it depends on what the heap happens to be.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
-
-    def run():
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_MAX, 0)
-        turn()
-        seconds = turn()
-        mallopt(M_TRIM_THRESHOLD, 128 * 1024)
-        mallopt(M_MMAP_MAX, 65536)
-        return seconds
-
-    return run
-
-
 # What makes an optimizer, and whether its parameters are bfloat16.
 BF16 = {
     "ours": (lambda params: RMSprop(params), True),
@@ -115,6 +92,5 @@ def test_bf16_step(take_turns, shapes):
         p = torch.nn.Parameter(torch.randn(n, dtype=torch.bfloat16 if is_bf16 else torch.float32))
         p.grad = torch.randn_like(p)
         torch.set_num_threads(THREADS)
-        turn = on_threads(THREADS, hot(make([p]).step))
-        turns[name] = turn if "ours" in name else with_kept_memory(turn)
+        turns[name] = on_threads(THREADS, hot(make([p]).step))
     take_turns(turns, kind="torch bf16", shapes=shapes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["PAGE", "place", "start_in"]
+__all__ = ["PAGE", "place", "place_of_tensor"]
 
 # Where in a page of memory each large buffer starts. NumPy's large arrays all start 16 bytes into a page. Loads and
 # stores whose addresses agree in the last 12 bits delay each other (4K aliasing): with the buffers there too, a step
@@ -55,26 +55,23 @@ def place(sizes: Mapping[str, Sequence[int]]) -> tuple[list[list[int]], int]:
     return starts, end
 
 
-def start_in(address: int, name: str) -> int:
-    """Where in memory with a page to spare a large buffer beside tensors of torch starts.
+def place_of_tensor(name: str) -> int:
+    """Where in a page a large buffer beside tensors of torch starts, each of which starts with a cache line.
 
     Parameters
     ----------
-    address : int
-        That of the memory, a multiple of 16.
     name : str
         The buffer's.
 
     Returns
     -------
     int
-        The bytes before it, less than a page. It is at the place of its name less 16 bytes, since torch's tensors
-        start with a cache line.
+        The bytes before it.
 
     Examples
     --------
-    >>> from rmsprop_native.buffers import start_in
-    >>> start_in(64, "square_avg")
-    1024
+    >>> from rmsprop_native.buffers import place_of_tensor
+    >>> place_of_tensor("square_avg")
+    1088
     """
-    return (_PLACES[name] - _INTO_LINE - address) % PAGE
+    return _PLACES[name] - _INTO_LINE

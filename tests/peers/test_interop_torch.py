@@ -747,6 +747,10 @@ def test_new_buffers_are_those_of_zeros_like(form, dtype):
         places = [each.data_ptr() % PAGE for each in buffers.values()]
         distances = [(one - other) % PAGE for i, one in enumerate(places) for other in places[:i]]
         assert all(4 * LINE <= distance <= PAGE - 4 * LINE for distance in distances)
+    for buffer in buffers.values():
+        buffer.share_memory_()
+    optimizer.step()
+    assert optimizer.native
 
 
 @pytest.mark.parametrize("options", [{}, LARGE, {"clip_global_norm": 0.5}, {"preset": "sb3"}], ids=label_of)

@@ -35,7 +35,7 @@ from rmsprop_native._plan import (
     TensorPlan,
     find_bfloat16,
 )
-from rmsprop_native.buffers import PAGE, start_in
+from rmsprop_native.buffers import PAGE, place_of_tensor
 from rmsprop_native.coefficients import check_dtype, group_of, largest_number
 from rmsprop_native.interop._torch_state import (
     EXTRA_TF,
@@ -827,10 +827,13 @@ def _zeros(name: str, param: Any, dtype: Any, memory_format: Any) -> Any:
     if not (is_plain and param.device.type == "cpu" and param.numel() * dtype.itemsize >= _MAPPED):
         return torch.zeros_like(param, dtype=dtype, memory_format=memory_format)
     form = torch.empty_like(param, dtype=dtype, memory_format=memory_format, device="meta")
-    memory = torch.zeros(form.numel() * dtype.itemsize + PAGE, dtype=torch.uint8, device="cpu")
-    first = start_in(memory.data_ptr(), name) // dtype.itemsize
+    nbytes = form.numel() * dtype.itemsize
+    memory = np.zeros(nbytes + 2 * PAGE, np.uint8)  # by NumPy, which asks Linux for huge pages
+    first = -memory.ctypes.data % PAGE
+    storage = torch.from_numpy(memory[first : first + PAGE + nbytes]).untyped_storage()
+    place = place_of_tensor(name) // dtype.itemsize
     # By set_ it is no view, whose base users would see.
-    return torch.empty(0, dtype=dtype, device="cpu").set_(memory.untyped_storage(), first, form.size(), form.stride())
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, place, form.size(), form.stride())
 
 
 def _widened(buffer: Any, name: str, param: Any, group: Group) -> Any:
