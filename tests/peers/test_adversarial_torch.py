@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import gc
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -227,6 +229,53 @@ def test_memory_that_runs_out(has_plan):
         assert not raised or unmoved(params, before)
         outcomes.add(raised)
     assert outcomes == {True, False}
+
+
+FIRST_STEP_WITHOUT_MEMORY = """
+import re, resource
+import torch
+from rmsprop_native.interop.torch import RMSprop
+
+torch.set_num_threads(1)
+MIB = 2**20
+options = dict(momentum=0.5, centered=True, ema=0.875)
+raised = []
+for fits in range(6):
+    params = [torch.nn.Parameter(torch.ones(16 * MIB, dtype=torch.{dtype})) for _ in range(2)]
+    for p in params:
+        p.grad = torch.full_like(p, 0.5)
+    optimizer, expected = (RMSprop([p], **options) for p in params)
+    expected.step()
+    size = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (size + (64 * fits + 8) * MIB, resource.RLIM_INFINITY))
+    try:
+        optimizer.step()
+    except (MemoryError, RuntimeError):
+        raised.append(fits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    if raised[-1:] == [fits]:
+        assert params[0].eq(1).all()
+        assert len(optimizer.state[params[0]]) == 0
+        optimizer.step()
+    assert optimizer.native
+    assert torch.equal(*params)
+    states = [of.state[p] for of, p in zip((optimizer, expected), params)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    del params, p, optimizer, expected, states
+print(*raised)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size of the process from /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_for_large_buffers_that_runs_out(dtype):
+    """A first step without memory for all buffers has made none, and the next one is the first."""
+    program = FIRST_STEP_WITHOUT_MEMORY.format(dtype=dtype)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"0", "1", "2"} <= set(done.stdout.split()) < set("012345")
 
 
 @pytest.mark.threads

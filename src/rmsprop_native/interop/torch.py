@@ -723,24 +723,26 @@ class RMSprop(torch.optim.RMSprop):
         """Make the state of a parameter that has none; refuse one without a buffer that the options need."""
         entry = self.state[param]
         is_new = len(entry) == 0
+        made = {}  # taken over as a whole: memory may run out in between
         if is_new:
-            entry["step"] = torch.zeros((), dtype=base._get_scalar_dtype(), device="cpu")
+            made["step"] = torch.zeros((), dtype=base._get_scalar_dtype(), device="cpu")
         dense = torch.contiguous_format if _has_bf16(param, group) else torch.preserve_format
         for name in _buffers_of(self._options(group), param):
             if name in entry:
-                entry[name] = _widened(entry[name], name, param, group)
+                made[name] = _widened(entry[name], name, param, group)
                 continue
             if not is_new and name not in ("ema", "low_half"):  # without these the parameters are what they are
                 raise ValueError(
                     f"the state of {name_of_param} has no {name}: it was made with other options; "
                     f"put zeros there to go on with these"
                 )
-            entry[name] = _zeros(name, param, _dtype_of(name, param, group), dense)
+            made[name] = _zeros(name, param, _dtype_of(name, param, group), dense)
             if name == "ema":
-                entry[name].copy_(self._master(param))
+                made[name].copy_(self._master(param))
             start = {**group, **self._fixed}.get("initial_square_avg", 0.0)
             if name == "square_avg" and start != 0:
-                entry[name].fill_(complex(start, start) if param.is_complex() else start)
+                made[name].fill_(complex(start, start) if param.is_complex() else start)
+        entry.update(made)
 
     # ---- by torch's operations ----
 
