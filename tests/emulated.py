@@ -50,6 +50,7 @@ done
 /busybox sleep 1
 /busybox poweroff -f
 """
+TOOLS = ("bochs", "busybox", "cpio", "timeout", "xorriso")
 ISOLINUX = (Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32"))
 
 
@@ -99,6 +100,10 @@ def main(folder: Path, kernel: Path, results: Path, programs: list[Path]) -> int
     """How many did not end with status 0."""
     if not programs or len({program.name for program in programs}) < len(programs):
         raise SystemExit("no programs, or two of one name")
+    missing = [name for name in TOOLS if shutil.which(name) is None]
+    missing += [str(path) for path in (*ISOLINUX, kernel) if not path.is_file()]
+    if missing:
+        raise SystemExit(f"the Makefile names the packages and KERNEL; missing: {', '.join(missing)}")
     folder.mkdir(parents=True, exist_ok=True)
     ended = run(folder, make_disc(folder, kernel, programs))
     names = ["avx512", *(program.name for program in programs)]
