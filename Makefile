@@ -109,7 +109,7 @@ EMULATOR_i686 = qemu-i386
 C_FLAGS_sve = -march=armv8.2-a+sve
 C_FLAGS_i686 = -msse2 -mfpmath=sse
 C_FLAGS_s390x = -fexcess-precision=fast
-KERNEL ?= $(lastword $(sort $(wildcard /boot/vmlinuz-*)))
+KERNEL ?= $(or $(lastword $(sort $(wildcard /boot/vmlinuz-*))),/boot/vmlinuz-*)
 RUN_CROSS = $(BIN)/ctest --test-dir build/cross/$* --output-on-failure -E test_threads --output-junit $(CURDIR)/$(HARDENING)/$*.xml
 RUN_CROSS_avx512 = $(BIN)/python tests/emulated.py build/cross/emulated "$(KERNEL)" $(HARDENING)/avx512.xml \
   $$(find build/cross/avx512/tests/c -maxdepth 1 -type f -perm -u+x ! -name test_threads ! -name test_plan)
