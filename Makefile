@@ -50,6 +50,8 @@ PYTEST_WITH = $(WITH_$(1)) PYTHONPATH=$(CURDIR)/$(SANITIZED)/$(1)/site $(BIN)/py
 CTEST_WITH = $(BIN)/ctest --test-dir $(SANITIZED)/$(1)/build --output-on-failure --output-junit $(CURDIR)/$(HARDENING)/$@-$(1)-c.xml
 # These read the instructions of the kernels, which the compiler vectorises only in an optimised build.
 UNOPTIMISED = $(addprefix --deselect tests/test_kernels.py::test_every_,loop_is_vectorised array_is_read_once)
+# A limit to the memory of the process ends the sanitizer itself.
+UNLIMITED = --deselect tests/peers/test_adversarial_torch.py::test_memory_for_large_buffers_that_runs_out
 QUICK_FILES = bind leaves plan step state strided ufuncs adversarial_arrays adversarial_containers adversarial_memory
 sanitize-quick: QUICK = $(QUICK_FILES:%=tests/test_%.py)
 sanitize-quick: WITH_TORCH = $(filter-out %_distributed.py %_offload.py,$(wildcard tests/peers/test_*torch*.py))
@@ -62,7 +64,7 @@ sanitize sanitize-quick: $(VENV)/test.group $(VENV)/demo.group $(VENV)/recording
 	ASAN_OPTIONS=detect_leaks=1 $(call CTEST_WITH,address)
 	TSAN_OPTIONS=die_after_fork=0 $(call CTEST_WITH,thread)
 	$(call PYTEST_WITH,address,address) $(UNOPTIMISED) $(QUICK)
-	$(call PYTEST_WITH,address,torch) $(WITH_TORCH)
+	$(call PYTEST_WITH,address,torch) $(UNLIMITED) $(WITH_TORCH)
 	$(call PYTEST_WITH,thread,thread) -m threads
 
 # What gcc finds along all paths of the C library, and that it is standard C99 without each optional feature of a
