@@ -221,7 +221,7 @@ bench-quick: FAMILIES = numpy numba torch optax
 bench-quick: export RMSP_BENCH_QUICK = 1
 BENCH = $(BIN)/python -m pytest -q -W ignore -o python_files='bench_*.py' --benchmark-disable-gc --benchmark-columns=rounds
 SAVED = build/bench/$@
-bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## measure: limits, peers, small steps; make bench-quick in 4 minutes
+bench bench-quick: $(VENV)/bench.group $(VENV)/build.group $(VENV)/installed ## measure: limits, peers, small steps; make bench-quick in 6 minutes
 	rm -rf $(SAVED) && mkdir -p $(SAVED)
 	$(BIN)/python bench/baseline.py
 	RMSP_BENCH_THREADS=1 $(BENCH) bench/bench_versions.py --benchmark-json=$(SAVED)/1-versions.json
