@@ -279,6 +279,37 @@ def test_memory_for_large_buffers_that_runs_out(dtype):
 
 
 @pytest.mark.threads
+def test_threads_that_take_the_first_step():
+    """Each is refused or takes its turn; none makes the state of another anew."""
+    options = {"momentum": 0.5, "ema": 0.875}
+    for _ in range(30):
+        params = [nn.Parameter(torch.ones(1 << 16)) for _ in range(2)]
+        for p in params:
+            p.grad = torch.full_like(p, 0.5)
+        optimizer, expected = (RMSprop([p], **options) for p in params)
+        barrier, others = threading.Barrier(4), []
+
+        def step(optimizer=optimizer, barrier=barrier, others=others):
+            barrier.wait()
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                others.append(str(error))
+
+        threads = [threading.Thread(target=step) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all("inside a step already" in message for message in others)
+        for _ in range(4 - len(others)):
+            expected.step()
+        states = [of.state[p] for of, p in zip((optimizer, expected), params, strict=True)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+        assert torch.equal(*params)
+
+
+@pytest.mark.threads
 def test_fork():
     params, optimizer = parameters(4, 1 << 18)
     child = os.fork()

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +65,12 @@ _BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(BUFFERS)}
 
 # From so many bytes on glibc maps each array by itself, at first; those all start at the same place in a page.
 _MAPPED = 1 << 17
+
+# One thread at a time makes plans and states, so that two that begin with one optimizer have the same; a child that
+# is forked meanwhile has a lock of its own.
+_PREPARING = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PREPARING._at_fork_reinit)  # type: ignore[attr-defined]
 
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16)
 
@@ -529,30 +537,33 @@ class RMSprop(torch.optim.RMSprop):
 
         Those come after all checks of the native step and before its writes: they may raise.
         """
-        if self._plan is not None and any(
-            self._reason(self.param_groups[g]["params"][i], self.param_groups[g]) is None
-            for g, i in self._others
-            if g < len(self.param_groups) and i < len(self.param_groups[g]["params"])
-        ):
-            self._plan = None
         refused: dict[int, str] = {}
-        for _ in range(8 + sum(len(group["params"]) for group in self.param_groups)):  # each may be refused by itself
-            if self._plan is None:
-                self._make_plan()
-                refused = {}
-            assert self._plan is not None
-            outcome = self._plan.step_groups(self.param_groups, self.state, set(refused), only_checks=True)
-            if outcome in (STEPPED, NOTHING):
-                break
-            if outcome in (NEEDS_NUMBERS, NEEDS_PLAN):
+        with _PREPARING:
+            if self._plan is not None and any(
+                self._reason(self.param_groups[g]["params"][i], self.param_groups[g]) is None
+                for g, i in self._others
+                if g < len(self.param_groups) and i < len(self.param_groups[g]["params"])
+            ):
                 self._plan = None
-            elif outcome == NEEDS_STATE:
-                self._make_state()
-            elif outcome == REFUSED:
-                leaf, other, error = self._plan.refused
-                refused[leaf] = str(error)
-                if other >= 0:
-                    refused.setdefault(other, str(error))
+            for _ in range(
+                8 + sum(len(group["params"]) for group in self.param_groups)
+            ):  # each may be refused by itself
+                if self._plan is None:
+                    self._make_plan()
+                    refused = {}
+                assert self._plan is not None
+                outcome = self._plan.step_groups(self.param_groups, self.state, set(refused), only_checks=True)
+                if outcome in (STEPPED, NOTHING):
+                    break
+                if outcome in (NEEDS_NUMBERS, NEEDS_PLAN):
+                    self._plan = None
+                elif outcome == NEEDS_STATE:
+                    self._make_state()
+                elif outcome == REFUSED:
+                    leaf, other, error = self._plan.refused
+                    refused[leaf] = str(error)
+                    if other >= 0:
+                        refused.setdefault(other, str(error))
         self._refused = {self._places[leaf]: reason for leaf, reason in refused.items()}
         for (g, i), why in self._refused.items():
             group = self.param_groups[g]
