@@ -19,7 +19,7 @@ from rmsprop_native import _core
 from rmsprop_native.tree import flatten
 
 CALLS = int(os.environ.get("RMSP_CALLS", "100"))  # make hardening does more
-FEW_BLOCKS = 60  # of a round of calls: what CPython and NumPy keep for themselves, which comes to an end
+FEW_BLOCKS = 10  # of a round of calls: what CPython and NumPy keep for themselves, which comes to an end
 FEW_KIB = 4 << 10
 
 
@@ -122,8 +122,12 @@ def left_behind(setting, call, rounds=1):
     leaves = [leaf for tree in (setting.params, setting.grads, setting.rows) for leaf in flatten(tree)[0]]
     held = [*leaves, setting.state, setting.sums, setting.saved, setting.options]
 
+    # Attributes that C code looks up by a new string each time fill the cache of types with up to 4096 such strings.
+    clear_type_cache = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache
+
     def counted():
         gc.collect()
+        clear_type_cache()
         blocks, references = sys.getallocatedblocks(), sum(map(sys.getrefcount, held))
         files = len(os.listdir("/dev/fd"))
         return np.array([blocks, resident_kib(), files, references])
