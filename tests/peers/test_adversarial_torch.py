@@ -144,9 +144,26 @@ def test_bad_buffer(name):
     params, optimizer = parameters(3)
     optimizer.state[params[1]]["square_avg"] = BUFFERS[name](params, optimizer)
     before = copies(params)
-    with pytest.raises((RuntimeError, AttributeError)):
+    with pytest.raises((RuntimeError, AttributeError, ValueError)):
         optimizer.step()
     assert unmoved(params, before)
+
+
+def test_buffer_that_could_not_be_resized():
+    """torch leaves it the size that its memory has not; its own operations would read outside."""
+    params, optimizer = parameters(3, 1 << 16, momentum=0.5)
+    states = copies(value for p in params for value in optimizer.state[p].values())
+    before = copies(params)
+    kept = optimizer.state[params[1]]["square_avg"]
+    with pytest.raises(RuntimeError, match="not resizable"):
+        kept.resize_(1 << 20)
+    with pytest.raises(ValueError, match=r"square_avg of .*\[1\] has shape \(1048576,\), its parameter \(65536,\)"):
+        optimizer.step()
+    kept.resize_(1 << 16)
+    assert unmoved(params, before)
+    assert all(map(torch.equal, states, (value for p in params for value in optimizer.state[p].values())))
+    optimizer.step()
+    assert all(float(optimizer.state[p]["step"]) == 2 for p in params)
 
 
 @pytest.mark.parametrize("what", ["parameter", "counts"])
