@@ -41,14 +41,16 @@ C_PROGRAMS = {
     "rmsp_formula.inc.h": FORMULA_PROGRAMS,
     "rmsp_kernel.inc.h": FORMULA_PROGRAMS,
     "rmsp_bf16.inc.h": STORAGE_PROGRAMS,
+    "rmsp_convert.inc.h": STORAGE_PROGRAMS,
     "rmsp_storage.h": STORAGE_PROGRAMS,
 }
 # What is compiled anew with a mutant of another file.
 UNITS = {
-    "rmsp_formula.inc.h": ["rmsp_kernels.c"],
+    "rmsp_formula.inc.h": ["rmsp_kernels.c", "rmsp_neutral.c"],
     "rmsp_kernel.inc.h": ["rmsp_kernels.c"],
-    "rmsp_bf16.inc.h": ["rmsp_kernels.c"],
-    "rmsp_storage.h": ["rmsp_kernels.c", "rmsp_plan.c", "rmsp_dtype.c"],
+    "rmsp_bf16.inc.h": ["rmsp_kernels.c", "rmsp_neutral.c"],
+    "rmsp_convert.inc.h": ["rmsp_kernels.c"],
+    "rmsp_storage.h": ["rmsp_kernels.c", "rmsp_neutral.c", "rmsp_plan.c", "rmsp_dtype.c"],
 }
 PYTHON_TESTS = {
     "reference.py": [
@@ -172,9 +174,9 @@ BUILDS = {"plain": [], "sanitized": ["-fsanitize=address,undefined", "-fno-sanit
 
 
 def compile_c(folder, build_name, path):
-    """Compile a file, the one of the kernels for each instruction set: the objects."""
+    """Compile a file, those of the kernels for each instruction set: the objects."""
     made = []
-    for isa, own in ISAS.items() if path.name == "rmsp_kernels.c" else [("baseline", [])]:
+    for isa, own in ISAS.items() if path.name in ("rmsp_kernels.c", "rmsp_neutral.c") else [("baseline", [])]:
         made.append(folder / f"{path.stem}.{isa}.o")
         flags = [*FLAGS, *BUILDS[build_name], *own, f"-DRMSP_ISA={isa}", f"-I{path.parent}", f"-I{ROOT}/src/c"]
         subprocess.run(["gcc", *flags, "-c", path, "-o", made[-1]], check=True, capture_output=True)

@@ -68,6 +68,8 @@ TESTED_ELSEWHERE = {
     "py": ("architecture", "py.typed is empty"),
     "rmsp": ("architecture", "rmsp.h and rmsp.pxd declare what the other files define"),
     "bf16": ("storage", "the kernels of rmsp_kernels.c for arrays of which some are bfloat16"),
+    "neutral": ("storage", "the kernels of rmsp_bf16.inc.h that are neutral"),
+    "convert": ("storage", "the conversions that rmsp_kernels.c exports"),
     "atomic": ("core", "the claim is what Python sees of it"),
     "cores": ("threads", "rmsp_threads.c is its one user"),
     "fenv": ("threads", "it is <fenv.h>, whose rounding mode is what workers take from their caller"),

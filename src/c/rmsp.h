@@ -173,12 +173,16 @@ typedef enum { RMSP_PARAM_F32, RMSP_PARAM_ROUNDED, RMSP_PARAM_SPLIT, RMSP_PARAM_
 /* The kernels of a set: X(storage, param, grad16, avg16, name, has_momentum, centered, neutral), in the order of
  * rmsp_bf16_kernel. Weight decay and Nesterov's form are chosen for each piece, since most of the code converts. A
  * neutral one pays where there is no other state. */
-#define RMSP_BF16_KERNELS(X, storage, param, grad16, avg16)      \
-    X(storage, param, grad16, avg16, plain, 0, 0, 0)             \
-    X(storage, param, grad16, avg16, centered, 0, 1, 0)          \
-    X(storage, param, grad16, avg16, momentum, 1, 0, 0)          \
-    X(storage, param, grad16, avg16, momentum_centered, 1, 1, 0) \
+#define RMSP_BF16_CHOOSING_KERNELS(X, storage, param, grad16, avg16) \
+    X(storage, param, grad16, avg16, plain, 0, 0, 0)                 \
+    X(storage, param, grad16, avg16, centered, 0, 1, 0)              \
+    X(storage, param, grad16, avg16, momentum, 1, 0, 0)              \
+    X(storage, param, grad16, avg16, momentum_centered, 1, 1, 0)
+#define RMSP_BF16_NEUTRAL_KERNEL(X, storage, param, grad16, avg16) \
     X(storage, param, grad16, avg16, plain_neutral, 0, 0, 1)
+#define RMSP_BF16_KERNELS(X, storage, param, grad16, avg16)      \
+    RMSP_BF16_CHOOSING_KERNELS(X, storage, param, grad16, avg16) \
+    RMSP_BF16_NEUTRAL_KERNEL(X, storage, param, grad16, avg16)
 #define RMSP_BF16_KERNEL_COUNT 5
 static inline int rmsp_bf16_kernel(int variant)
 {

@@ -1,8 +1,8 @@
 /* rmsp_bf16.inc.h: the step over arrays of which some are bfloat16, and what is read from and written to them.
  *
- * Included once by rmsp_kernels.c: a piece of PIECE elements is read into
- * float32, stepped and written back. The pieces are short, so that the processor works on the conversion of one while
- * the divider is busy with another.
+ * Included by rmsp_kernels.c and rmsp_neutral.c, which define kernels by RMSP_BF16_KERNEL: a piece of PIECE elements is
+ * read into float32, stepped and written back. The pieces are short, so that the processor works on the conversion of
+ * one while the divider is busy with another.
  *
  * Usually elements stay in order. Where all arrays have 16 bits, the even and the odd elements of a piece are halves of
  * words, which need no shuffles, and no test for NaN where they are rounded (rmsp_storage.h); bench/NOTES.md has what
@@ -164,64 +164,17 @@ FUNCTION(step_bf16)(const rmsp_param_storage param_storage, const int grad16, co
     }
 }
 
-#define RMSP_DEFINE(storage, param_storage, grad16, avg16, kernel, momentum, centered, neutral)                       \
-    static void RMSP_GLUE(rmsp_, RMSP_ISA, _##storage##_##kernel)(                                                    \
+/* The parameters are those of RMSP_BF16_KERNELS. */
+#define RMSP_BF16_KERNEL(storage, param_storage, grad16, avg16, kernel, momentum, centered, neutral)                  \
+    void RMSP_GLUE(rmsp_, RMSP_ISA, _##storage##_##kernel)(                                                           \
         size_t n, void *restrict param, uint16_t *restrict low, const void *restrict grad, void *restrict square_avg, \
         float *restrict momentum_buffer, float *restrict grad_avg, int variant, const rmsp_coef_f32 *coef,            \
         uint32_t stream, uint32_t word)                                                                               \
     {                                                                                                                 \
-        FUNCTION(step_bf16)                                                                                           \
+        RMSP_GLUE(rmsp_, RMSP_ISA, _step_bf16)                                                                        \
         (param_storage, grad16, avg16, momentum, centered, neutral, n, param, low, grad, square_avg, momentum_buffer, \
          grad_avg, variant, coef, stream, word);                                                                      \
     }
-#define RMSP_DEFINE_ALL(storage, p, g, v) RMSP_BF16_KERNELS(RMSP_DEFINE, storage, p, g, v)
-#if !defined(RMSP_FEW_KERNELS)
-RMSP_BF16_STORAGES(RMSP_DEFINE_ALL)
-#endif
-#undef RMSP_DEFINE_ALL
-#undef RMSP_DEFINE
-
-static void FUNCTION(widen)(size_t n, const uint16_t *restrict from, float *restrict to)
-{
-    for (size_t i = 0; i < n; i++) to[i] = rmsp_from_bf16(from[i]);
-}
-
-static void FUNCTION(join)(size_t n, const uint16_t *restrict upper, const uint16_t *restrict lower, float *restrict to)
-{
-    size_t i = 0;
-    for (; i + PIECE <= n; i += PIECE) FUNCTION(join_piece)(0, upper + i, lower + i, to + i);
-    for (; i < n; i++) {
-        const uint16_t counts = rmsp_lower_beside(upper[i], lower[i]);
-        to[i] = rmsp_join((uint32_t)upper[i] << 16, (int32_t)(counts ^ 0x8000u) - 0x8000);
-    }
-}
-
-static void FUNCTION(split)(size_t n, const float *restrict from, uint16_t *restrict upper, uint16_t *restrict lower)
-{
-    size_t i = 0;
-    for (; i + PIECE <= n; i += PIECE) FUNCTION(split_piece)(0, from + i, upper + i, lower + i);
-    for (; i < n; i++) {
-        lower[i] = (uint16_t)rmsp_bits_of(from[i]);
-        upper[i] = rmsp_nearest((uint16_t)(rmsp_bits_of(from[i]) >> 16), lower[i]);
-    }
-}
-
-static void FUNCTION(narrow)(size_t n, const float *restrict from, uint16_t *restrict to,
-                             const uint16_t *restrict random)
-{
-    for (size_t i = 0; i < n; i++) to[i] = rmsp_to_bf16(from[i], random[i]);
-}
-
-/* The random bits of n elements from `first` on. */
-static void FUNCTION(random)(size_t n, uint32_t stream, size_t first, uint16_t *to)
-{
-    size_t i = 0;
-    if (n > 0 && first % 2 != 0) to[i++] = (uint16_t)rmsp_random(stream, first);
-    const uint32_t word = (uint32_t)((first + i) / 2), pairs = (uint32_t)((n - i) / 2);
-    for (uint32_t k = 0; k < pairs; k++) rmsp_store_pair(to + i + 2 * k, rmsp_random_pair(stream, word + k));
-    i += 2 * (size_t)pairs;
-    if (i < n) to[i] = (uint16_t)rmsp_random(stream, first + i);
-}
 
 #undef PIECE
 #undef HALF

@@ -1,7 +1,8 @@
 /* rmsp_isa.h: the table of kernels that one instruction set exports; internal to the library.
  *
- * rmsp_kernels.c is compiled once per instruction set and exports nothing but this table: a function with
- * external linkage compiled for AVX-512 could be picked by the linker for everyone, and crash older machines.
+ * rmsp_kernels.c and rmsp_neutral.c are compiled once per instruction set and export nothing but this table, and
+ * functions whose names have that of the instruction set: another one compiled for AVX-512 could be picked by the
+ * linker for everyone, and crash older machines.
  */
 #ifndef RMSP_ISA_H
 #define RMSP_ISA_H

@@ -1,33 +1,6 @@
 /* rmsp_kernels.c: instantiates the kernel template; compiled once per instruction set (-DRMSP_ISA=avx2),
  * exports one table. */
-#include <float.h>
-#include <math.h>
-
-#include "rmsp_isa.h"
-#include "rmsp_storage.h"
-
-#if FLT_EVAL_METHOD != 0
-#error "float arithmetic with excess precision would change results; on x86 (32 bit) compile with -msse2 -mfpmath=sse"
-#endif
-
-#if defined(_MSC_VER)
-#define RMSP_ALWAYS_INLINE __forceinline
-#else
-#define RMSP_ALWAYS_INLINE inline __attribute__((always_inline))
-#endif
-
-#define RMSP_GLUE_(a, b, c) a##b##c
-#define RMSP_GLUE(a, b, c) RMSP_GLUE_(a, b, c)
-#define RMSP_STRING_(x) #x
-#define RMSP_STRING(x) RMSP_STRING_(x)
-
-/* For machines that hardly exist any more: without bfloat16 kernels, and without a kernel for each form of rates of
- * elements. */
-#if defined(RMSP_FEW_KERNELS)
-#define RMSP_HAS_FEW_KERNELS 1
-#else
-#define RMSP_HAS_FEW_KERNELS 0
-#endif
+#include "rmsp_kernels.h"
 
 /* What a kernel leaves to others (rmsp_kernel.inc.h). */
 extern const rmsp_isa rmsp_isa_baseline, rmsp_isa_avx2;
@@ -47,6 +20,14 @@ extern const rmsp_isa rmsp_isa_baseline, rmsp_isa_avx2;
 #include "rmsp_kernel.inc.h"
 
 #include "rmsp_bf16.inc.h"
+#include "rmsp_convert.inc.h"
+
+#define RMSP_DEFINE(storage, p, g, v, kernel, has_momentum, centered, neutral) \
+    static RMSP_BF16_KERNEL(storage, p, g, v, kernel, has_momentum, centered, neutral)
+#define RMSP_DEFINE_ALL(storage, p, g, v) RMSP_BF16_CHOOSING_KERNELS(RMSP_DEFINE, storage, p, g, v)
+#if !RMSP_HAS_FEW_KERNELS
+RMSP_BF16_STORAGES(RMSP_DEFINE_ALL)
+#endif
 
 #define SYMBOL(set, x) RMSP_GLUE(rmsp_, RMSP_ISA, _##set##_##x)
 #define F32_STEP(variant, momentum, centered, l2, neutral, each) SYMBOL(f32, step_##variant),
@@ -64,7 +45,7 @@ const rmsp_isa RMSP_GLUE(rmsp_isa_, RMSP_ISA, ) = {
     {RMSP_DTYPES(SUMSQ)},
     {RMSP_DTYPES(LERP)},
     {RMSP_DTYPES(NONFINITE)},
-#if defined(RMSP_FEW_KERNELS)
+#if RMSP_HAS_FEW_KERNELS
     {{NULL}},
 #else
     {RMSP_BF16_STORAGES(BF16_STEPS)},

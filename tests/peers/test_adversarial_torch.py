@@ -150,7 +150,7 @@ def test_bad_buffer(name):
 
 
 def test_buffer_that_could_not_be_resized():
-    """torch leaves it the size that its memory has not; its own operations would read outside."""
+    """Where torch fails it leaves a size that the memory has not; its own operations would read outside."""
     params, optimizer = parameters(3, 1 << 16, momentum=0.5)
     states = copies(value for p in params for value in optimizer.state[p].values())
     before = copies(params)
