@@ -211,7 +211,7 @@ $(LONG:%=long-%): long-%: $(VENV)/test.group $(VENV)/installed
 
 hardening: $(VENV)/hardening.group $(SANITIZED)/address/built $(SANITIZED)/thread/built $(VENV)/peers.group $(VENV)/demo.group $(VENV)/recordings $(VENV)/test.group $(VENV)/installed ## the tools above (of the sanitizers the quick form) and the long forms of tests, in 25 minutes; writes the table of docs/reliability.md
 	mkdir -p $(HARDENING)
-	$(MAKE) -j2 --output-sync=target sanitize-quick coverage cross fuzz mutation $(LONG:%=long-%) memcheck clang musl analyze
+	$(MAKE) -j2 --output-sync=target sanitize-quick coverage cross memcheck fuzz mutation $(LONG:%=long-%) clang musl analyze
 	$(BIN)/python tests/reliability.py $(HARDENING) docs/reliability.md
 
 # The earlier version, which bench/baseline.py builds from the history; then one core, then two. Each family of peers in a

@@ -759,9 +759,7 @@ class RMSprop(torch.optim.RMSprop):
 
     def _step_by_torch(self, others: list[tuple[int, int]]) -> None:
         """Step parameters as torch.optim.RMSprop does, or where it lacks an option by the same operations."""
-        for g, i in others:
-            group = self.param_groups[g]
-            self._check_shapes(group["params"][i], _name_of(group, g, i))
+        self._check_shapes(others)
         common = self._common_factor(others)
         for g, group in enumerate(self.param_groups):
             params = [group["params"][i] for of, i in others if of == g]
@@ -784,13 +782,17 @@ class RMSprop(torch.optim.RMSprop):
                 if whole is not param:
                     _split(whole, param, entry["low_half"])
 
-    def _check_shapes(self, param: Any, name_of_param: str) -> None:
+    def _check_shapes(self, others: list[tuple[int, int]]) -> None:
         """Refuse a state that torch's operations would have changed, or read outside of, before they see its shape."""
-        for name, buffer in self.state.get(param, {}).items():
-            if name in _BUFFERS and getattr(buffer, "shape", param.shape) != param.shape:
-                raise ValueError(
-                    f"{name} of {name_of_param} has shape {tuple(buffer.shape)}, its parameter {tuple(param.shape)}"
-                )
+        for g, i in others:
+            group = self.param_groups[g]
+            param = group["params"][i]
+            shape = param.shape
+            for name, buffer in self.state.get(param, {}).items():
+                if name in _BUFFERS and getattr(buffer, "shape", shape) != shape:
+                    raise ValueError(
+                        f"{name} of {_name_of(group, g, i)} has shape {tuple(buffer.shape)}, its parameter {tuple(shape)}"
+                    )
 
     def _is_wide(self, param: Any) -> bool:
         """Whether the state of a parameter is one that the native step made of a bfloat16 parameter."""
