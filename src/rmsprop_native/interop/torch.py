@@ -790,9 +790,8 @@ class RMSprop(torch.optim.RMSprop):
             shape = param.shape
             for name, buffer in self.state.get(param, {}).items():
                 if name in _BUFFERS and getattr(buffer, "shape", shape) != shape:
-                    raise ValueError(
-                        f"{name} of {_name_of(group, g, i)} has shape {tuple(buffer.shape)}, its parameter {tuple(shape)}"
-                    )
+                    shapes = f"has shape {tuple(buffer.shape)}, its parameter {tuple(shape)}"
+                    raise ValueError(f"{name} of {_name_of(group, g, i)} {shapes}")
 
     def _is_wide(self, param: Any) -> bool:
         """Whether the state of a parameter is one that the native step made of a bfloat16 parameter."""
