@@ -326,6 +326,69 @@ def test_threads_that_take_the_first_step():
         assert torch.equal(*params)
 
 
+class State(collections.defaultdict):
+    """A state that runs code when it is asked for a parameter."""
+
+    def __getitem__(self, key):
+        inside, self.inside = self.inside, None
+        if inside is not None:
+            inside()
+        return super().__getitem__(key)
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("is_same", [True, False])
+def test_thread_that_steps_while_a_step_is_prepared(is_same):
+    """Another optimizer steps; the same one is refused; nobody waits for the other."""
+    params = [nn.Parameter(torch.ones(5)) for _ in range(2)]
+    for p in params:
+        p.grad = torch.ones(5)
+    optimizer, other = (RMSprop([p]) for p in params)
+    ended = []
+
+    def step():
+        try:
+            (optimizer if is_same else other).step()
+            ended.append("stepped")
+        except RuntimeError as error:
+            ended.append(str(error))
+
+    def inside():
+        thread = threading.Thread(target=step, daemon=True)
+        thread.start()
+        thread.join(30)
+        ended.append("joined" if not thread.is_alive() else "waits")
+
+    optimizer.state = State(dict)
+    optimizer.state.inside = inside
+    optimizer.step()
+    assert ended[1] == "joined"
+    assert ("inside a step already" in ended[0]) == is_same
+    assert float(optimizer.state[params[0]]["step"]) == 1
+
+
+class Own(nn.Parameter):
+    """A parameter that torch's operations step."""
+
+
+def test_state_of_another_shape_without_gradient():
+    """Is looked at where the parameter has a gradient."""
+    params = [Own(torch.ones(5)) for _ in range(2)]
+    optimizer = RMSprop(params)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones(5)
+        optimizer.step()
+    optimizer.state[params[1]]["square_avg"] = torch.zeros(4)
+    params[1].grad = None
+    optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [3, 2]
+    params[1].grad = torch.ones(5)
+    with pytest.raises(ValueError, match=r"has shape \(4,\), its parameter \(5,\)"):
+        optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [3, 2]
+
+
 @pytest.mark.threads
 def test_fork():
     params, optimizer = parameters(4, 1 << 18)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +24,7 @@ from torch.autograd import _profiler_enabled
 from torch.optim import optimizer as base
 from torch.optim.rmsprop import rmsprop
 
+from rmsprop_native._core import Claim
 from rmsprop_native._plan import (
     BUFFERS,
     NEEDS_NUMBERS,
@@ -65,12 +64,6 @@ _BUFFERS = {name: 1 << (i + 2) for i, name in enumerate(BUFFERS)}
 
 # From so many bytes on glibc maps each array by itself, at first; those all start at the same place in a page.
 _MAPPED = 1 << 17
-
-# One thread at a time makes plans and states, so that two that begin with one optimizer have the same; a child that
-# is forked meanwhile has a lock of its own.
-_PREPARING = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_PREPARING._at_fork_reinit)  # type: ignore[attr-defined]
 
 _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bfloat16)
 
@@ -538,16 +531,16 @@ class RMSprop(torch.optim.RMSprop):
         Those come after all checks of the native step and before its writes: they may raise.
         """
         refused: dict[int, str] = {}
-        with _PREPARING:
+        # Of two threads that take the first step together one is refused, as in any other step: nobody waits.
+        with self.__dict__.setdefault("_preparing", Claim(0)):
             if self._plan is not None and any(
                 self._reason(self.param_groups[g]["params"][i], self.param_groups[g]) is None
                 for g, i in self._others
                 if g < len(self.param_groups) and i < len(self.param_groups[g]["params"])
             ):
                 self._plan = None
-            for _ in range(
-                8 + sum(len(group["params"]) for group in self.param_groups)
-            ):  # each may be refused by itself
+            attempts = 8 + sum(len(group["params"]) for group in self.param_groups)  # each may be refused by itself
+            for _ in range(attempts):
                 if self._plan is None:
                     self._make_plan()
                     refused = {}
@@ -788,7 +781,8 @@ class RMSprop(torch.optim.RMSprop):
             group = self.param_groups[g]
             param = group["params"][i]
             shape = param.shape
-            for name, buffer in self.state.get(param, {}).items():
+            entry = {} if param.grad is None else self.state.get(param, {})
+            for name, buffer in entry.items():
                 if name in _BUFFERS and getattr(buffer, "shape", shape) != shape:
                     shapes = f"has shape {tuple(buffer.shape)}, its parameter {tuple(shape)}"
                     raise ValueError(f"{name} of {_name_of(group, g, i)} {shapes}")
