@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import memory_failures
+from conftest import memory_failures, run_together
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -52,11 +52,7 @@ def test_threads_in_one_optimizer(size):
             except RuntimeError as error:
                 refused.append(str(error))
 
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_together(*[run] * 3)
     assert len(taken) + len(refused) == 120
     assert all("inside a step already" in text for text in refused)
     assert float(optimizer.state[params[0]]["step"]) == 1 + len(taken)
@@ -304,20 +300,15 @@ def test_threads_that_take_the_first_step():
         for p in params:
             p.grad = torch.full_like(p, 0.5)
         optimizer, expected = (RMSprop([p], **options) for p in params)
-        barrier, others = threading.Barrier(4), []
+        others = []
 
-        def step(optimizer=optimizer, barrier=barrier, others=others):
-            barrier.wait()
+        def step(optimizer=optimizer, others=others):
             try:
                 optimizer.step()
             except RuntimeError as error:
                 others.append(str(error))
 
-        threads = [threading.Thread(target=step) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_together(*[step] * 4)
         assert all("inside a step already" in message for message in others)
         for _ in range(4 - len(others)):
             expected.step()
